@@ -1,0 +1,19 @@
+//! What everything else stands on: names, ids, time, randomness, secrets, redaction and database pools.
+//!
+//! Nothing in here knows what a workspace or a job does. Wall time is the database's
+//! ([`clock::now`]); the process clock measures durations only, so that tests can move time and two
+//! machines never compare clocks.
+
+pub mod brand;
+pub mod clock;
+pub mod ids;
+pub mod pools;
+pub mod random;
+pub mod redact;
+pub mod secret;
+
+pub use ids::{JobId, WorkspaceId};
+pub use secret::Secret;
+
+/// A moment in UTC, as Postgres stores it (microseconds).
+pub type Timestamp = chrono::DateTime<chrono::Utc>;

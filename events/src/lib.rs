@@ -1,0 +1,1 @@
+//! The event log: append, tail, fan out; what Redis carries between processes.

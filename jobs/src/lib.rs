@@ -1,0 +1,1 @@
+//! What there is to do: one folder per job kind.

@@ -1,0 +1,1 @@
+//! The job engine: ledger, admission, Redis Streams dispatch, leases, fencing.
