@@ -6,6 +6,7 @@
 
 pub mod brand;
 pub mod clock;
+pub mod failpoint;
 pub mod ids;
 pub mod pools;
 pub mod random;

@@ -70,10 +70,18 @@ impl Pools {
                 .acquire_timeout(Duration::from_secs(10))
                 .connect_with(options)
         };
-        let connect = |source| PoolError::Connect { host: host.clone(), port, source };
+        let connect = |source| PoolError::Connect {
+            host: host.clone(),
+            port,
+            source,
+        };
         Ok(Self {
-            control: open(control_options, CONTROL_CONNECTIONS).await.map_err(connect)?,
-            work: open(options, config.max_connections).await.map_err(connect)?,
+            control: open(control_options, CONTROL_CONNECTIONS)
+                .await
+                .map_err(connect)?,
+            work: open(options, config.max_connections)
+                .await
+                .map_err(connect)?,
         })
     }
 }

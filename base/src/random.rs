@@ -8,7 +8,10 @@ use rand::Rng as _;
 
 /// Fills an array with random bytes.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "the one place randomness is drawn")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place randomness is drawn"
+)]
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::rng().fill(&mut bytes[..]);
@@ -23,7 +26,10 @@ pub fn token() -> String {
 
 /// A duration between zero and `bound`, bound excluded; zero for a zero bound.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "the one place randomness is drawn")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place randomness is drawn"
+)]
 pub fn below(bound: Duration) -> Duration {
     let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
     if nanos == 0 {

@@ -25,7 +25,9 @@ impl Secret<String> {
     /// Compares with a presented text in constant time (over digests, so that the length does not leak either).
     #[must_use]
     pub fn matches(&self, presented: &str) -> bool {
-        sha256(self.0.as_bytes()).ct_eq(&sha256(presented.as_bytes())).into()
+        sha256(self.0.as_bytes())
+            .ct_eq(&sha256(presented.as_bytes()))
+            .into()
     }
 }
 
