@@ -12,6 +12,8 @@ pub mod pools;
 pub mod random;
 pub mod redact;
 pub mod secret;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use ids::{JobId, WorkspaceId};
 pub use secret::Secret;
