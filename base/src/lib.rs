@@ -5,12 +5,14 @@
 //! machines never compare clocks.
 
 pub mod brand;
+pub mod capacity;
 pub mod clock;
 pub mod failpoint;
 pub mod ids;
 pub mod pools;
 pub mod random;
 pub mod redact;
+pub mod schema;
 pub mod secret;
 #[cfg(feature = "testing")]
 pub mod testing;
