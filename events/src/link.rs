@@ -1,0 +1,169 @@
+//! One shared connection to Redis that never makes a caller wait for a reconnect.
+//!
+//! ```text
+//! down ──supervisor connects──▶ up ──any I/O error or timeout──▶ down (backoff 0.25 s … 5 s, jittered)
+//! ```
+//!
+//! The crate's connection manager reconnects inside the caller's command and keeps a connection whose answers time
+//! out, as those of a stopped process do. Here a task owns reconnecting, and while the link is down every command fails at once.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use longshore_base::clock::Stopwatch;
+use longshore_base::random::jittered;
+use redis::aio::MultiplexedConnection;
+use redis::{FromRedisValue, Pipeline};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// Longest that one command may take, whoever waits for it.
+pub(crate) const COMMAND_BUDGET: Duration = Duration::from_millis(250);
+const CONNECT_BUDGET: Duration = Duration::from_secs(1);
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+const LAST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How a link to Redis is doing.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkHealth {
+    /// Whether commands are being answered.
+    pub up: bool,
+    /// For how long it has been so.
+    pub since: Duration,
+}
+
+/// Why a command brought nothing. The cause is logged where the link goes down, once.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("Redis is away")]
+    Down,
+    #[error("Redis refused the command")]
+    Refused(#[source] redis::RedisError),
+}
+
+pub(crate) struct Link {
+    client: redis::Client,
+    state: Mutex<State>,
+    lost: Notify,
+}
+
+struct State {
+    connection: Option<MultiplexedConnection>,
+    /// Counts connections, so that the late failure of an old one does not take down its successor.
+    epoch: u64,
+    since: Stopwatch,
+}
+
+impl Link {
+    pub(crate) fn new(client: redis::Client) -> Self {
+        Self {
+            client,
+            state: Mutex::new(State {
+                connection: None,
+                epoch: 0,
+                since: Stopwatch::start(),
+            }),
+            lost: Notify::new(),
+        }
+    }
+
+    pub(crate) fn client(&self) -> &redis::Client {
+        &self.client
+    }
+
+    pub(crate) fn health(&self) -> LinkHealth {
+        let state = self.lock();
+        LinkHealth {
+            up: state.connection.is_some(),
+            since: state.since.elapsed(),
+        }
+    }
+
+    /// Sends commands in one round trip, or fails: at once while Redis is away, else within [`COMMAND_BUDGET`].
+    pub(crate) async fn run<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, LinkError> {
+        let (connection, epoch) = {
+            let state = self.lock();
+            (state.connection.clone(), state.epoch)
+        };
+        let Some(mut connection) = connection else {
+            return Err(LinkError::Down);
+        };
+        match timeout(COMMAND_BUDGET, commands.query_async(&mut connection)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => {
+                self.lose(epoch, &error);
+                Err(LinkError::Down)
+            }
+            Ok(Err(error)) => Err(LinkError::Refused(error)),
+            Err(elapsed) => {
+                self.lose(epoch, &elapsed);
+                Err(LinkError::Down)
+            }
+        }
+    }
+
+    /// Keeps the link connected for as long as it runs.
+    pub(crate) async fn supervise(&self) {
+        let mut backoff = FIRST_BACKOFF;
+        let mut complained = false;
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    self.adopt(connection);
+                    tracing::info!(redis.role = "events", "connected to Redis");
+                    complained = false;
+                    backoff = FIRST_BACKOFF;
+                    self.lost.notified().await;
+                }
+                Err(error) => {
+                    if !complained {
+                        tracing::warn!(redis.role = "events", %error, "cannot connect to Redis; retrying");
+                        complained = true;
+                    }
+                    metrics::gauge!("longshore_redis_up", "role" => "events").set(0.0);
+                }
+            }
+            tokio::time::sleep(jittered(backoff)).await;
+            backoff = (backoff * 2).min(LAST_BACKOFF);
+        }
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, redis::RedisError> {
+        let attempt = async {
+            let mut connection = self.client.get_multiplexed_async_connection().await?;
+            // A stopped process still accepts connections; only an answer proves it lives.
+            redis::cmd("PING")
+                .query_async::<()>(&mut connection)
+                .await?;
+            Ok(connection)
+        };
+        timeout(CONNECT_BUDGET, attempt)
+            .await
+            .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+    }
+
+    fn adopt(&self, connection: MultiplexedConnection) {
+        let mut state = self.lock();
+        state.connection = Some(connection);
+        state.epoch += 1;
+        state.since = Stopwatch::start();
+        metrics::gauge!("longshore_redis_up", "role" => "events").set(1.0);
+    }
+
+    fn lose(&self, epoch: u64, error: &dyn std::error::Error) {
+        let mut state = self.lock();
+        if state.epoch != epoch || state.connection.is_none() {
+            return;
+        }
+        state.connection = None;
+        state.since = Stopwatch::start();
+        drop(state);
+        metrics::gauge!("longshore_redis_up", "role" => "events").set(0.0);
+        tracing::warn!(redis.role = "events", %error, "lost Redis; going on without it");
+        self.lost.notify_one();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

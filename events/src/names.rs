@@ -1,0 +1,37 @@
+//! Names of events (`spec: rest-api` §5.3). The canvas and the agent runtime match on them, so they are fixed.
+
+/// A workspace is being brought up: `{name, tier, runtime}`.
+pub const WORKSPACE_PROVISIONING: &str = "WORKSPACE_PROVISIONING";
+/// A workspace can be talked to.
+pub const WORKSPACE_ONLINE: &str = "WORKSPACE_ONLINE";
+/// An external workspace waits for its first registration: `{name, external}`.
+pub const WORKSPACE_AWAITING_AGENT: &str = "WORKSPACE_AWAITING_AGENT";
+/// A workspace was up and is no longer seen: `{}`.
+pub const WORKSPACE_OFFLINE: &str = "WORKSPACE_OFFLINE";
+/// Alive but failing: `{error_rate?, sample_error, runtime_state?}`.
+pub const WORKSPACE_DEGRADED: &str = "WORKSPACE_DEGRADED";
+/// Could not be brought up: `{error, …}`.
+pub const WORKSPACE_PROVISION_FAILED: &str = "WORKSPACE_PROVISION_FAILED";
+/// Stopped by an operator: `{name}`.
+pub const WORKSPACE_PAUSED: &str = "WORKSPACE_PAUSED";
+/// Stopped for idleness: `{name, tier}`.
+pub const WORKSPACE_HIBERNATED: &str = "WORKSPACE_HIBERNATED";
+/// Deleted: `{}`, or `{cascade_deleted}` for the root of a delete.
+pub const WORKSPACE_REMOVED: &str = "WORKSPACE_REMOVED";
+/// A team was expanded: `{children}`.
+pub const WORKSPACE_EXPANDED: &str = "WORKSPACE_EXPANDED";
+/// A team was collapsed: `{removed_children}`.
+pub const WORKSPACE_COLLAPSED: &str = "WORKSPACE_COLLAPSED";
+/// A new agent card: `{agent_card}`.
+pub const AGENT_CARD_UPDATED: &str = "AGENT_CARD_UPDATED";
+
+/// Ephemeral. Every heartbeat: `{active_tasks, uptime_seconds}`.
+pub const WORKSPACE_HEARTBEAT: &str = "WORKSPACE_HEARTBEAT";
+/// Ephemeral. `current_task` changed: `{current_task, active_tasks}`.
+pub const TASK_UPDATED: &str = "TASK_UPDATED";
+/// Ephemeral. An agent speaks to the user.
+pub const AGENT_MESSAGE: &str = "AGENT_MESSAGE";
+/// Ephemeral. The answer to a message of the canvas: `{response_body, method, duration_ms}`.
+pub const A2A_RESPONSE: &str = "A2A_RESPONSE";
+/// Ephemeral. A row of the activity log was written.
+pub const ACTIVITY_LOGGED: &str = "ACTIVITY_LOGGED";

@@ -1,0 +1,105 @@
+//! Listens on the Redis channel: pokes go to the tailer, ephemeral events to the hub. Reconnects for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use longshore_base::random::jittered;
+use tokio::sync::Notify;
+use tokio::time::{interval, timeout};
+
+use crate::bus::{POKE, WireEvent};
+use crate::hub::Shared;
+
+const CONNECT_BUDGET: Duration = Duration::from_secs(2);
+/// A listener hears nothing from a dead peer, so it asks.
+const PING_PERIOD: Duration = Duration::from_secs(5);
+const PING_BUDGET: Duration = Duration::from_secs(2);
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+const LAST_BACKOFF: Duration = Duration::from_secs(5);
+
+pub(crate) struct Listener {
+    pub(crate) client: redis::Client,
+    pub(crate) channel: String,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pokes: Arc<Notify>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ListenError {
+    #[error("Redis does not answer in time")]
+    Timeout(#[from] tokio::time::error::Elapsed),
+    #[error("Redis: {0}")]
+    Redis(#[from] redis::RedisError),
+    #[error("Redis closed the subscription")]
+    Closed,
+}
+
+impl Listener {
+    pub(crate) async fn run(self) {
+        let mut backoff = FIRST_BACKOFF;
+        let mut complained = false;
+        loop {
+            let (heard, error) = self.listen().await;
+            self.shared.note_listening(false);
+            if heard {
+                backoff = FIRST_BACKOFF;
+                complained = false;
+            }
+            if !complained {
+                tracing::warn!(%error, "not listening on the event channel; retrying");
+                complained = true;
+            }
+            tokio::time::sleep(jittered(backoff)).await;
+            backoff = (backoff * 2).min(LAST_BACKOFF);
+        }
+    }
+
+    /// Listens until it fails; also says whether it was connected at all.
+    async fn listen(&self) -> (bool, ListenError) {
+        let (mut sink, mut messages) = match self.subscribe().await {
+            Ok(halves) => halves,
+            Err(error) => return (false, error),
+        };
+        self.shared.note_listening(true);
+        // Pokes sent while nobody listened are lost.
+        self.pokes.notify_one();
+        let mut ping = interval(PING_PERIOD);
+        ping.reset();
+        loop {
+            tokio::select! {
+                message = messages.next() => match message {
+                    Some(message) => self.receive(message.get_payload_bytes()),
+                    None => return (true, ListenError::Closed),
+                },
+                _ = ping.tick() => match timeout(PING_BUDGET, sink.ping::<redis::Value>()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return (true, error.into()),
+                    Err(elapsed) => return (true, elapsed.into()),
+                },
+            }
+        }
+    }
+
+    async fn subscribe(
+        &self,
+    ) -> Result<(redis::aio::PubSubSink, redis::aio::PubSubStream), ListenError> {
+        let attempt = async {
+            let mut subscription = self.client.get_async_pubsub().await?;
+            subscription.subscribe(&self.channel).await?;
+            Ok::<_, redis::RedisError>(subscription.split())
+        };
+        Ok(timeout(CONNECT_BUDGET, attempt).await??)
+    }
+
+    fn receive(&self, payload: &[u8]) {
+        if payload == POKE.as_bytes() {
+            self.pokes.notify_one();
+            return;
+        }
+        match serde_json::from_slice::<WireEvent>(payload) {
+            Ok(event) => self.shared.deliver_ephemeral(event),
+            Err(error) => tracing::debug!(%error, "something on the event channel is no event"),
+        }
+    }
+}
