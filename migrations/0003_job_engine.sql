@@ -136,3 +136,6 @@ CREATE TABLE job_intents (
     closed_at timestamptz,
     CONSTRAINT job_intents_pk PRIMARY KEY (job_id, token, call)
 );
+
+-- Page ranges by deadline, so that looking for overdue jobs does not read the whole backlog.
+CREATE INDEX jobs_deadline_at_idx ON jobs USING brin (deadline_at) WITH (pages_per_range = 32, autosummarize = on);

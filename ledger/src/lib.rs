@@ -1,1 +1,51 @@
-//! The job engine: ledger, admission, Redis Streams dispatch, leases, fencing.
+//! The job engine.
+//!
+//! Every job is a row in Postgres, written in the caller's own transaction, so that it exists exactly if the rows it
+//! is about exist. Redis Streams carry hints about admitted jobs; hints may be lost, doubled or late and nothing is
+//! wrong. A worker must claim a row before it runs it, and every write of the run carries the claim's token.
+//!
+//! ```text
+//!            enqueue                admit                 claim                finish
+//! (nothing) ────────▶ scheduled ────────────▶ queued ────────────▶ running ────────────▶ history
+//!                       ▲  wait = time|key|ready  │ hint in Redis     │   succeeded | dead | cancelled | superseded
+//!                       └────── give back ────────┴── retry, snooze, ─┘
+//!                                                     give back, reap
+//! ```
+//!
+//! Kinds, tenants, queues and keys are opaque strings here; what a job does is an [`Executor`], what its end means to
+//! others a [`Hooks`]. This crate knows nothing of workspaces beyond their id as a label, and nothing of HTTP.
+//! Rules: `spec: jobs`.
+
+mod admission;
+mod apalis;
+mod beat;
+mod cancel;
+mod claim;
+mod engine;
+mod enqueue;
+mod fence;
+mod finish;
+mod hints;
+mod history;
+pub mod inspect;
+mod job;
+mod kind;
+mod maintenance;
+mod policy;
+mod reader;
+mod reaper;
+mod run;
+mod verdict;
+
+pub use admission::Admitter;
+pub use cancel::{CancelOutcome, cancel};
+pub use engine::{Engine, EngineConfig, EngineError, EngineHealth};
+pub use enqueue::{Enqueued, NewJob, enqueue, enqueue_many};
+pub use fence::{Fenced, FencedTx};
+pub use hints::{HintConfig, Hints};
+pub use history::ensure_partitions;
+pub use job::{ClaimedJob, LedgerError, Outcome, Progress, TerminalJob};
+pub use kind::{Executor, HookError, Hooks, KindSpec, Kinds};
+pub use policy::{Backoff, Jitter, Policy};
+pub use run::{RunContext, Stopped};
+pub use verdict::{JobError, Verdict};

@@ -1,0 +1,300 @@
+//! Admission: the only way from scheduled to queued.
+//!
+//! One transaction under the queue's advisory lock chooses eligible jobs, takes their slots (all or none), marks them
+//! queued and raises their dispatch number; hints go out after the commit. Everything that makes a job eligible or
+//! makes room pokes the [`Admitter`], which runs one pass at a time per queue and process and folds pokes together.
+//!
+//! Left for control and fairness: modes and limits of the queue would be read where the room is, tenants where jobs
+//! are picked.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use longshore_base::{JobId, failpoint};
+use sqlx::{PgConnection, PgPool};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::LedgerError;
+use crate::hints::{Hint, Hints};
+use crate::job::Wait;
+
+/// Fewest queued jobs a queue may have, whatever its workers: Redis holds a window, never the backlog.
+const SMALLEST_WINDOW: i64 = 64;
+/// Jobs that come due in one pass.
+const DUE_BATCH: i64 = 1000;
+/// Most jobs one transaction admits.
+const BATCH: i64 = 500;
+/// A failed pass is tried again after this.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Admits jobs of any queue; one per process. Clones share it.
+#[derive(Clone)]
+pub struct Admitter {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: PgPool,
+    hints: Hints,
+    queues: Mutex<HashMap<String, Arc<Notify>>>,
+    stop: CancellationToken,
+}
+
+impl Admitter {
+    /// An admitter that lives until `stop`. The pool is the control pool.
+    #[must_use]
+    pub fn new(pool: PgPool, hints: Hints, stop: CancellationToken) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                pool,
+                hints,
+                queues: Mutex::default(),
+                stop,
+            }),
+        }
+    }
+
+    /// Says that something may be admitted on this queue. Returns at once; pokes during a pass cause one more pass.
+    pub fn poke(&self, queue: &str) {
+        let mut queues = self
+            .inner
+            .queues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(wake) = queues.get(queue) {
+            wake.notify_one();
+            return;
+        }
+        let wake = Arc::new(Notify::new());
+        wake.notify_one();
+        queues.insert(queue.to_owned(), Arc::clone(&wake));
+        tokio::spawn(admit_when_poked(
+            Arc::clone(&self.inner),
+            queue.to_owned(),
+            wake,
+        ));
+    }
+}
+
+impl std::fmt::Debug for Admitter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Admitter")
+    }
+}
+
+async fn admit_when_poked(inner: Arc<Inner>, queue: String, wake: Arc<Notify>) {
+    loop {
+        tokio::select! {
+            () = wake.notified() => {}
+            () = inner.stop.cancelled() => return,
+        }
+        loop {
+            match admit(&inner.pool, &queue).await {
+                Ok(pass) => {
+                    failpoint::hit("admit.committed").await;
+                    let more = pass.more;
+                    if !pass.admitted.is_empty() {
+                        metrics::counter!("longshore_jobs_admitted_total", "queue" => queue.clone())
+                            .increment(pass.admitted.len() as u64);
+                        inner.hints.publish(&queue, &pass.admitted).await;
+                    }
+                    if !more {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    // Nothing is lost: the workers' passes of each second come to the same rows.
+                    tracing::warn!(
+                        queue,
+                        error = &error as &dyn std::error::Error,
+                        "an admission pass failed"
+                    );
+                    tokio::time::sleep(RETRY).await;
+                    wake.notify_one();
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// What one pass did.
+pub(crate) struct Pass {
+    pub(crate) admitted: Vec<Hint>,
+    /// Whether another pass at once would find room and jobs.
+    more: bool,
+}
+
+/// One admission pass over one queue.
+pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerError> {
+    let mut tx = pool
+        .begin()
+        .await
+        .map_err(LedgerError::database("beginning an admission"))?;
+    sqlx::query!(
+        "SELECT pg_advisory_xact_lock(hashtextextended('longshore.admit:' || $1, 0))",
+        queue
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(LedgerError::database("locking a queue for admission"))?;
+    let state = sqlx::query!(
+        r#"SELECT (SELECT count(*) FROM jobs WHERE queue = $1 AND state = 'queued') AS "queued!",
+                  (SELECT coalesce(sum(slots), 0)::bigint FROM workers WHERE $1 = ANY(queues) AND NOT draining) AS "slots!",
+                  EXISTS (SELECT 1 FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'time'
+                          AND run_at <= longshore_now()) AS "due!""#,
+        queue
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(LedgerError::database("reading the room of a queue"))?;
+    if state.due {
+        take_what_is_due(&mut tx, queue).await?;
+    }
+    let window = SMALLEST_WINDOW.max(2 * state.slots);
+    // Small top-ups cost as much as large ones: while three quarters still wait for a reader, a later claim pokes again.
+    let room = if state.queued > window - window / 4 {
+        0
+    } else {
+        (window - state.queued).min(BATCH)
+    };
+    let mut pass = Pass {
+        admitted: Vec::new(),
+        more: false,
+    };
+    if room > 0 {
+        let picked = pick(&mut tx, queue, room).await?;
+        pass.more = picked.seen == room && (picked.admitted.len() as i64) < window - state.queued;
+        if !picked.blocked.is_empty() {
+            park_blocked(&mut tx, &picked.blocked).await?;
+        }
+        pass.admitted = picked.admitted;
+    }
+    tx.commit()
+        .await
+        .map_err(LedgerError::database("committing an admission"))?;
+    Ok(pass)
+}
+
+struct Picked {
+    admitted: Vec<Hint>,
+    /// Jobs that did not get all their slots.
+    blocked: Vec<Uuid>,
+    seen: i64,
+}
+
+async fn pick(tx: &mut PgConnection, queue: &str, room: i64) -> Result<Picked, LedgerError> {
+    let rows = sqlx::query!(
+        r#"WITH picked AS (
+               SELECT id, keys FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready'
+               ORDER BY priority, seq LIMIT $2 FOR UPDATE SKIP LOCKED
+           ), taken AS (
+               INSERT INTO job_slots (key, job_id)
+               SELECT key, id FROM picked, unnest(keys) AS key ORDER BY key
+               ON CONFLICT DO NOTHING RETURNING job_id
+           ), slots AS (
+               SELECT job_id, count(*) AS held FROM taken GROUP BY job_id
+           ), admitted AS (
+               UPDATE jobs SET state = 'queued', dispatch = dispatch + 1, republished = 0, queued_at = longshore_now(),
+                   backing_off = false, revision = revision + 1
+               FROM picked LEFT JOIN slots ON slots.job_id = picked.id
+               WHERE jobs.id = picked.id AND coalesce(slots.held, 0) = cardinality(picked.keys)
+               RETURNING jobs.id, jobs.dispatch
+           )
+           SELECT picked.id, admitted.dispatch AS "dispatch?" FROM picked LEFT JOIN admitted ON admitted.id = picked.id"#,
+        queue,
+        room
+    )
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(LedgerError::database("admitting jobs"))?;
+    let mut picked = Picked {
+        admitted: Vec::with_capacity(rows.len()),
+        blocked: Vec::new(),
+        seen: rows.len() as i64,
+    };
+    for row in rows {
+        match row.dispatch {
+            Some(dispatch) => picked.admitted.push(Hint {
+                job_id: JobId(row.id),
+                dispatch,
+            }),
+            None => picked.blocked.push(row.id),
+        }
+    }
+    Ok(picked)
+}
+
+/// Takes back the slots of jobs that did not get all of theirs, and lets those wait for their keys whose holder is still
+/// there. The lock on the holder's slot makes its end come after our commit, where it will find the waiter.
+async fn park_blocked(tx: &mut PgConnection, blocked: &[Uuid]) -> Result<(), LedgerError> {
+    sqlx::query!("DELETE FROM job_slots WHERE job_id = ANY($1)", blocked)
+        .execute(&mut *tx)
+        .await
+        .map_err(LedgerError::database("returning slots"))?;
+    sqlx::query!(
+        r#"WITH held AS (
+               SELECT key FROM job_slots WHERE key IN (SELECT unnest(keys) FROM jobs WHERE id = ANY($1)) FOR KEY SHARE
+           )
+           UPDATE jobs SET wait = $2, revision = revision + 1
+           WHERE id = ANY($1) AND EXISTS (SELECT 1 FROM held WHERE held.key = ANY(jobs.keys))"#,
+        blocked,
+        Wait::Key as Wait,
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(LedgerError::database("parking jobs behind their keys"))?;
+    Ok(())
+}
+
+/// What has come due joins the queue, behind whoever is before it on its keys.
+async fn take_what_is_due(tx: &mut PgConnection, queue: &str) -> Result<(), LedgerError> {
+    sqlx::query!(
+        r#"UPDATE jobs SET wait = $2, revision = revision + 1 WHERE id IN (
+               SELECT id FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'time' AND run_at <= longshore_now()
+               ORDER BY run_at LIMIT $3 FOR UPDATE SKIP LOCKED
+           )"#,
+        queue,
+        Wait::Ready as Wait,
+        DUE_BATCH,
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(LedgerError::database("taking up jobs that have come due"))?;
+    Ok(())
+}
+
+/// Wakes the next waiter of each freed key. Runs after the slots are gone, as a statement of its own, so that it sees
+/// what was enqueued while the slots were being deleted. Answers the queues to poke.
+pub(crate) async fn wake_next(
+    tx: &mut PgConnection,
+    freed: &[String],
+) -> Result<Vec<String>, LedgerError> {
+    if freed.is_empty() {
+        return Ok(Vec::new());
+    }
+    sqlx::query_scalar!(
+        r#"WITH next AS (
+               SELECT DISTINCT waiter.id FROM unnest($1::text[]) AS freed(key)
+               CROSS JOIN LATERAL (
+                   (SELECT id, seq FROM jobs WHERE keys[1] = freed.key AND cardinality(keys) = 1 AND state = 'scheduled' AND wait = 'key'
+                    ORDER BY seq LIMIT 1)
+                   UNION ALL
+                   (SELECT id, seq FROM jobs WHERE keys @> ARRAY[freed.key] AND cardinality(keys) > 1 AND state = 'scheduled' AND wait = 'key'
+                    ORDER BY seq LIMIT 1)
+               ) AS waiter
+           ), woken AS (
+               UPDATE jobs SET wait = $2, revision = revision + 1 FROM next WHERE jobs.id = next.id AND jobs.state = 'scheduled' AND jobs.wait = 'key'
+               RETURNING jobs.queue
+           )
+           SELECT DISTINCT queue AS "queue!" FROM woken"#,
+        freed,
+        Wait::Ready as Wait,
+    )
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(LedgerError::database("waking the next jobs of freed keys"))
+}

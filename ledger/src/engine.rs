@@ -1,0 +1,607 @@
+//! A worker process' engine: who it is, what it reads, its beat, and how it leaves.
+//!
+//! Tasks: one reader per queue, the apalis worker that dispatches, the finisher, the beat with its watchdog, the ticks
+//! of each second. Each is supervised by being a loop that cannot end; one that does makes [`Engine::failed`] resolve,
+//! and the process exits non-zero.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use longshore_base::pools::Pools;
+use longshore_base::random;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admitter;
+use crate::beat::{Registration, beat, cancels, leave, register};
+use crate::finish::{self, finish_runs};
+use crate::hints::Hints;
+use crate::maintenance::{end_overdue, republish, wake_forgotten};
+use crate::reader::QueueReader;
+use crate::reaper::Reaper;
+use crate::run::{Claimed, Runner, Stopped};
+use crate::{Executor, KindSpec, Kinds, LedgerError, ensure_partitions};
+
+/// The ticks of each second: admission, republishing, cancel requests.
+const TICK: Duration = Duration::from_secs(1);
+/// Deadlines and forgotten waiters.
+const SLOW_TICK: Duration = Duration::from_secs(15);
+const PARTITION_TICK: Duration = Duration::from_secs(3600);
+/// Executors are told to stop this long before the grace ends, so that what they return can still be written.
+const FLUSH_RESERVE: Duration = Duration::from_secs(2);
+
+/// Times of an engine. The defaults are those of `spec: jobs`.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Host part of the worker's name.
+    pub host: String,
+    /// Version of this program.
+    pub version: String,
+    /// The engine whose containers this worker runs.
+    pub engine_id: Option<String>,
+    /// Time between beats.
+    pub beat_every: Duration,
+    /// Without a confirmed beat for this long, own runs are stopped. Less than `dead_after`.
+    pub lost_after: Duration,
+    /// Another worker whose beat stood still this long is declared dead.
+    pub dead_after: Duration,
+    /// An unclaimed job is hinted again after this, doubling up to a minute.
+    pub republish_after: Duration,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            host: "localhost".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            engine_id: None,
+            beat_every: Duration::from_secs(3),
+            lost_after: Duration::from_secs(7),
+            dead_after: Duration::from_secs(10),
+            // A second, not the five of the first design: a job admitted by a process that died before it could
+            // publish must start within three seconds, and a doubled hint costs nothing.
+            republish_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The engine could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("the job engine cannot start")]
+pub struct EngineError(#[from] LedgerError);
+
+/// What an engine says of itself.
+#[derive(Clone, Debug)]
+pub struct EngineHealth {
+    /// This process' name among the workers.
+    pub worker: String,
+    /// Age of the last confirmed beat.
+    pub beat_age: Duration,
+    /// Runs in flight.
+    pub running: usize,
+}
+
+/// Who this worker is at the moment; renewed after it was declared dead.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    inner: Arc<IdentityInner>,
+}
+
+struct IdentityInner {
+    host: String,
+    name: RwLock<String>,
+    draining: std::sync::atomic::AtomicBool,
+    changed: Notify,
+}
+
+impl Identity {
+    fn new(host: &str) -> Self {
+        let inner = IdentityInner {
+            host: host.to_owned(),
+            name: RwLock::new(fresh_name(host)),
+            draining: false.into(),
+            changed: Notify::new(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.inner
+            .name
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn renew(&self) {
+        *self
+            .inner
+            .name
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = fresh_name(&self.inner.host);
+    }
+
+    fn set_draining(&self, draining: bool) {
+        let before = self
+            .inner
+            .draining
+            .swap(draining, std::sync::atomic::Ordering::SeqCst);
+        if before != draining {
+            tracing::info!(
+                draining,
+                "an operator changed whether this worker takes jobs"
+            );
+            self.inner.changed.notify_waiters();
+        }
+    }
+
+    /// While this worker takes no jobs: ends when that changes. Never ends while it takes jobs.
+    pub(crate) async fn until_taking(&self) {
+        if !self
+            .inner
+            .draining
+            .load(std::sync::atomic::Ordering::SeqCst)
+        {
+            return std::future::pending().await;
+        }
+        self.inner.changed.notified().await;
+    }
+}
+
+/// A name no worker has had before: host, process and a random part.
+fn fresh_name(host: &str) -> String {
+    format!(
+        "{host}-{}-{}",
+        std::process::id(),
+        &longshore_base::ids::random_uuid().simple().to_string()[..8]
+    )
+}
+
+/// A running engine.
+pub struct Engine {
+    shared: Arc<Shared>,
+    claimed: mpsc::Sender<Claimed>,
+    hints: Hints,
+    readers: Mutex<Vec<JoinHandle<()>>>,
+    loops: Vec<JoinHandle<()>>,
+    dispatcher: JoinHandle<()>,
+    finisher: JoinHandle<()>,
+    stop_reading: CancellationToken,
+    stop_loops: CancellationToken,
+    failed: CancellationToken,
+}
+
+struct Shared {
+    config: EngineConfig,
+    pools: Pools,
+    kinds: Kinds,
+    admitter: Admitter,
+    hints: Hints,
+    identity: Identity,
+    runner: Runner,
+    permits: HashMap<&'static str, Arc<Semaphore>>,
+    slots: usize,
+    queues: RwLock<Vec<String>>,
+    confirmed: RwLock<Instant>,
+}
+
+impl Engine {
+    /// Registers the worker and starts reading the queues of `reads` (queue, kind).
+    ///
+    /// # Errors
+    /// When the worker cannot be registered.
+    pub async fn start(
+        config: EngineConfig,
+        pools: Pools,
+        kinds: Kinds,
+        executors: HashMap<&'static str, Arc<dyn Executor>>,
+        (hints, admitter): (Hints, Admitter),
+        reads: &[(String, &'static str)],
+    ) -> Result<Self, EngineError> {
+        ensure_partitions(&pools.control).await?;
+        let runs = |kind: &&KindSpec| executors.contains_key(kind.name);
+        let permits: HashMap<_, _> = kinds
+            .iter()
+            .filter(runs)
+            .map(|kind| (kind.name, Arc::new(Semaphore::new(kind.policy.concurrency))))
+            .collect();
+        let slots: usize = kinds
+            .iter()
+            .filter(runs)
+            .map(|kind| kind.policy.concurrency)
+            .sum();
+        let (ended, ended_rx) = mpsc::channel(finish::BACKLOG);
+        let (claimed, claimed_rx) = mpsc::channel(slots.max(1));
+        let identity = Identity::new(&config.host);
+        let runner = Runner::new(pools.work.clone(), kinds.clone(), executors, ended);
+        let finisher = tokio::spawn(finish_runs(
+            pools.control.clone(),
+            kinds.clone(),
+            admitter.clone(),
+            identity.name(),
+            ended_rx,
+        ));
+        let failed = CancellationToken::new();
+        let dispatcher = tokio::spawn(dispatch(
+            identity.name(),
+            claimed_rx,
+            runner.clone(),
+            failed.clone(),
+        ));
+        let shared = Arc::new(Shared {
+            config,
+            pools,
+            kinds,
+            admitter,
+            hints: hints.clone(),
+            identity,
+            runner,
+            permits,
+            slots,
+            queues: RwLock::default(),
+            confirmed: RwLock::new(Instant::now()),
+        });
+        let stop_loops = CancellationToken::new();
+        let mut engine = Self {
+            claimed,
+            hints,
+            readers: Mutex::default(),
+            loops: Vec::new(),
+            dispatcher,
+            finisher,
+            stop_reading: CancellationToken::new(),
+            stop_loops: stop_loops.clone(),
+            failed,
+            shared: Arc::clone(&shared),
+        };
+        engine.serve(reads).await?;
+        for task in [
+            tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).beat_loop())),
+            tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).watchdog())),
+            tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).reap_loop())),
+            tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).tick_loop())),
+            tokio::spawn(until(stop_loops, shared.slow_loop())),
+        ] {
+            engine.loops.push(task);
+        }
+        Ok(engine)
+    }
+
+    /// Starts reading further queues (queue, kind), for instance of an engine that has come up. Known ones are skipped.
+    ///
+    /// # Errors
+    /// When the worker's row cannot be renewed; nothing is read then.
+    pub async fn serve(&self, reads: &[(String, &'static str)]) -> Result<(), EngineError> {
+        let fresh: Vec<_> = {
+            let known = self
+                .shared
+                .queues
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            reads
+                .iter()
+                .filter(|(queue, _)| !known.contains(queue))
+                .cloned()
+                .collect()
+        };
+        self.shared
+            .queues
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(fresh.iter().map(|(queue, _)| queue.clone()));
+        self.shared.register().await?;
+        for (queue, kind) in fresh {
+            let Some(permits) = self.shared.permits.get(kind) else {
+                tracing::error!(
+                    queue,
+                    kind,
+                    "no executor for this queue's kind; it is not read"
+                );
+                continue;
+            };
+            let reader = QueueReader {
+                hints: self.hints.reader(&queue, &self.shared.identity.name()),
+                queue: queue.clone(),
+                pool: self.shared.pools.control.clone(),
+                identity: self.shared.identity.clone(),
+                permits: Arc::clone(permits),
+                claimed: self.claimed.clone(),
+                admitter: self.shared.admitter.clone(),
+                stop: self.stop_reading.clone(),
+            };
+            self.readers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(tokio::spawn(reader.run()));
+            self.shared.admitter.poke(&queue);
+        }
+        Ok(())
+    }
+
+    /// Ends when a part of the engine has died for good; the process should exit non-zero.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
+    }
+
+    /// How it is doing.
+    #[must_use]
+    pub fn health(&self) -> EngineHealth {
+        EngineHealth {
+            worker: self.shared.identity.name(),
+            beat_age: self.shared.beat_age(),
+            running: self.shared.runner.running(),
+        }
+    }
+
+    /// Leaves: stops reading, lets runs end within `grace`, stops and gives back the rest. Uses no attempt.
+    pub async fn stop(self, grace: Duration) {
+        let Self {
+            shared,
+            claimed,
+            readers,
+            loops,
+            dispatcher,
+            finisher,
+            stop_reading,
+            stop_loops,
+            ..
+        } = self;
+        let deadline = Instant::now() + grace;
+        stop_reading.cancel();
+        for reader in readers.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            // A reader in the middle of a read ends with it, after a second at most.
+            if let Err(error) = reader.await {
+                tracing::error!(%error, "a reader ended badly");
+            }
+        }
+        // What was claimed but not yet started still sits between the readers and the dispatcher.
+        let quiet = |shared: &Shared| {
+            claimed.capacity() == claimed.max_capacity() && shared.runner.running() == 0
+        };
+        let gentle = deadline
+            .checked_sub(FLUSH_RESERVE.min(grace / 2))
+            .unwrap_or(deadline);
+        while !quiet(&shared) && Instant::now() < gentle {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        shared.runner.stop_all(Stopped::ShuttingDown);
+        while !quiet(&shared) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        dispatcher.abort();
+        let name = shared.identity.name();
+        stop_loops.cancel();
+        for task in loops {
+            if let Err(error) = task.await
+                && !error.is_cancelled()
+            {
+                tracing::error!(%error, "a loop of the engine ended badly");
+            }
+        }
+        let left = shared.runner.running();
+        let pool = shared.pools.control.clone();
+        // The runner holds the finisher's channel; with the last run gone it closes and the finisher flushes and ends.
+        drop(shared);
+        drop(dispatcher);
+        if left == 0 {
+            if tokio::time::timeout(Duration::from_secs(5), finisher)
+                .await
+                .is_err()
+            {
+                tracing::warn!("the ends of some runs could not be written before leaving");
+            }
+        } else {
+            tracing::warn!(
+                runs = left,
+                "leaving with runs that did not stop; they are taken over"
+            );
+        }
+        if let Err(error) = leave(&pool, &name).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the worker's row stays until it is declared dead"
+            );
+        }
+    }
+}
+
+async fn dispatch(
+    name: String,
+    claimed: mpsc::Receiver<Claimed>,
+    runner: Runner,
+    failed: CancellationToken,
+) {
+    if let Err(error) = crate::apalis::work(&name, claimed, runner).await {
+        tracing::error!(%error, "the dispatcher has died");
+    }
+    failed.cancel();
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+impl Shared {
+    fn beat_age(&self) -> Duration {
+        self.confirmed
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
+    }
+
+    fn queues(&self) -> Vec<String> {
+        self.queues
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn register(&self) -> Result<(), LedgerError> {
+        let kinds: Vec<_> = self
+            .kinds
+            .iter()
+            .filter(|kind| self.permits.contains_key(kind.name))
+            .map(|kind| serde_json::json!({ "kind": kind.name, "args_versions": kind.args_versions, "slots": kind.policy.concurrency }))
+            .collect();
+        let worker = Registration {
+            name: self.identity.name(),
+            host: self.config.host.clone(),
+            version: self.config.version.clone(),
+            kinds: kinds.into(),
+            queues: self.queues(),
+            engine_id: self.config.engine_id.clone(),
+            slots: i32::try_from(self.slots).unwrap_or(i32::MAX),
+        };
+        register(&self.pools.control, &worker).await?;
+        tracing::info!(
+            worker = worker.name,
+            queues = worker.queues_text(),
+            slots = worker.slots,
+            "worker registered"
+        );
+        Ok(())
+    }
+
+    async fn beat_loop(self: Arc<Self>) {
+        loop {
+            let before = Instant::now();
+            match beat(&self.pools.control, &self.identity.name()).await {
+                Ok(found) if found.declared_dead => self.begin_again().await,
+                Ok(found) => {
+                    *self
+                        .confirmed
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner) = before;
+                    self.identity.set_draining(found.draining);
+                }
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "beat not confirmed"
+                ),
+            }
+            tokio::time::sleep(self.config.beat_every).await;
+        }
+    }
+
+    /// Others took this worker for dead and have its jobs. What runs here is fenced; the process goes on under a new name.
+    async fn begin_again(&self) {
+        tracing::error!(
+            worker = self.identity.name(),
+            "this worker was declared dead; its runs are stopped, it goes on under a new name"
+        );
+        self.runner.stop_all(Stopped::LeaseLost);
+        self.identity.renew();
+        if let Err(error) = self.register().await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "cannot register again yet"
+            );
+        }
+    }
+
+    async fn watchdog(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            if self.beat_age() > self.config.lost_after && self.runner.running() > 0 {
+                tracing::error!(
+                    runs = self.runner.running(),
+                    "no confirmed beat for too long; own runs are stopped"
+                );
+                self.runner.stop_all(Stopped::LeaseLost);
+            }
+        }
+    }
+
+    async fn reap_loop(self: Arc<Self>) {
+        let mut reaper = Reaper::new(self.config.dead_after);
+        loop {
+            if let Err(error) = reaper
+                .pass(
+                    &self.pools.control,
+                    &self.kinds,
+                    &self.admitter,
+                    &self.identity.name(),
+                )
+                .await
+            {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot look for dead workers"
+                );
+            }
+            tokio::time::sleep(random::jittered(
+                self.config.beat_every.min(self.config.dead_after / 4),
+            ))
+            .await;
+        }
+    }
+
+    async fn tick_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(random::jittered(TICK)).await;
+            for queue in self.queues() {
+                self.admitter.poke(&queue);
+                if let Err(error) = republish(
+                    &self.pools.control,
+                    &self.hints,
+                    &queue,
+                    self.config.republish_after,
+                )
+                .await
+                {
+                    tracing::warn!(
+                        queue,
+                        error = &error as &dyn std::error::Error,
+                        "cannot look for unclaimed jobs"
+                    );
+                }
+            }
+            match cancels(&self.pools.control, &self.identity.name()).await {
+                Ok(tokens) => tokens
+                    .iter()
+                    .for_each(|token| self.runner.stop(token, Stopped::Cancelled)),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot read cancel requests"
+                ),
+            }
+        }
+    }
+
+    async fn slow_loop(self: Arc<Self>) {
+        let mut partitions_at = Instant::now();
+        loop {
+            tokio::time::sleep(random::jittered(SLOW_TICK)).await;
+            for (what, pass) in [
+                (
+                    "ending overdue jobs",
+                    end_overdue(&self.pools.work, &self.kinds, &self.admitter).await,
+                ),
+                (
+                    "waking forgotten jobs",
+                    wake_forgotten(&self.pools.work, &self.admitter).await,
+                ),
+            ] {
+                if let Err(error) = pass {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "{what} failed");
+                }
+            }
+            if partitions_at.elapsed() > PARTITION_TICK {
+                partitions_at = Instant::now();
+                if let Err(error) = ensure_partitions(&self.pools.work).await {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot make history partitions"
+                    );
+                }
+            }
+        }
+    }
+}

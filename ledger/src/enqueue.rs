@@ -1,0 +1,190 @@
+//! Asking for a job, in the caller's own transaction.
+//!
+//! The caller has locked the row its keys stand for (a workspace), which orders requests about it. After its commit it
+//! pokes the [`Admitter`](crate::Admitter); it never publishes by itself.
+
+use std::time::Duration;
+
+use longshore_base::{JobId, WorkspaceId};
+use sqlx::PgConnection;
+
+use crate::LedgerError;
+use crate::job::Wait;
+
+/// A job to be.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// What is to be done.
+    pub kind: &'static str,
+    /// Where it waits: the kind, and the place where it acts on an engine.
+    pub queue: String,
+    /// Whom it works for.
+    pub tenant: String,
+    /// The workspace it is about.
+    pub workspace_id: Option<WorkspaceId>,
+    /// What it must have for itself while it runs.
+    pub keys: Vec<String>,
+    /// A waiting job of the same kind and key takes the request over.
+    pub dedupe_key: Option<String>,
+    /// Ids and flags; never secrets or file contents.
+    pub args: serde_json::Value,
+    /// Shape of `args`.
+    pub args_version: i16,
+    /// Smaller runs first, within a tenant.
+    pub priority: i16,
+    /// Not before this much from now.
+    pub delay: Duration,
+    /// Dead when it could not finish within this much from now.
+    pub deadline: Duration,
+    /// Failures after which it is dead.
+    pub max_attempts: i32,
+    /// Who asked.
+    pub created_by: String,
+}
+
+/// The job that will do it.
+#[must_use = "after the commit the queue must be poked: Admitter::poke(&enqueued.queue)"]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// The new job, or the waiting one that took the request over.
+    pub job_id: JobId,
+    /// The queue to poke after the commit.
+    pub queue: String,
+    /// Whether a waiting job took it over.
+    pub existing: bool,
+}
+
+/// Writes a job, or finds the waiting one with the same dedupe key.
+///
+/// # Errors
+/// [`LedgerError::Database`]; the caller's transaction is then unusable.
+pub async fn enqueue(tx: &mut PgConnection, job: NewJob) -> Result<Enqueued, LedgerError> {
+    let database = LedgerError::database("enqueueing a job");
+    let wait = if job.delay > Duration::ZERO {
+        Wait::Time
+    } else if is_key_taken(tx, &job.keys).await? {
+        Wait::Key
+    } else {
+        Wait::Ready
+    };
+    let id = JobId::new();
+    let inserted = sqlx::query_scalar!(
+        r#"INSERT INTO jobs (id, kind, queue, tenant, workspace_id, keys, dedupe_key, args, args_version, priority, wait,
+                max_attempts, created_by, created_at, run_at, deadline_at)
+           SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, now, now + $14::float8 * interval '1 second',
+                now + $15::float8 * interval '1 second'
+           FROM longshore_now() now
+           ON CONFLICT (kind, dedupe_key) WHERE dedupe_key IS NOT NULL AND state IN ('scheduled', 'queued') DO NOTHING
+           RETURNING id"#,
+        id.0,
+        job.kind,
+        job.queue,
+        job.tenant,
+        job.workspace_id.map(|id| id.0),
+        &job.keys,
+        job.dedupe_key,
+        job.args,
+        job.args_version,
+        job.priority,
+        wait as Wait,
+        job.max_attempts,
+        job.created_by,
+        job.delay.as_secs_f64(),
+        job.deadline.as_secs_f64(),
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(database)?;
+    if inserted.is_some() {
+        return Ok(Enqueued {
+            job_id: id,
+            queue: job.queue,
+            existing: false,
+        });
+    }
+    let waiting = sqlx::query!(
+        "SELECT id, queue FROM jobs WHERE kind = $1 AND dedupe_key = $2 AND state IN ('scheduled', 'queued') FOR KEY SHARE",
+        job.kind,
+        job.dedupe_key
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(LedgerError::database("finding the waiting job of a dedupe key"))?;
+    match waiting {
+        Some(row) => Ok(Enqueued {
+            job_id: JobId(row.id),
+            queue: row.queue,
+            existing: true,
+        }),
+        // It was claimed or ended in between, so the key is free again.
+        None => Box::pin(enqueue(tx, job)).await,
+    }
+}
+
+/// Writes many keyless or distinctly keyed jobs of one shape at once: for imports and benchmarks. No deduplication.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn enqueue_many(
+    tx: &mut PgConnection,
+    template: &NewJob,
+    keys: &[String],
+) -> Result<Vec<JobId>, LedgerError> {
+    let ids: Vec<JobId> = keys.iter().map(|_| JobId::new()).collect();
+    let uuids: Vec<uuid::Uuid> = ids.iter().map(|id| id.0).collect();
+    sqlx::query!(
+        r#"INSERT INTO jobs (id, kind, queue, tenant, workspace_id, keys, args, args_version, priority, wait,
+                max_attempts, created_by, created_at, run_at, deadline_at)
+           SELECT new.id, $3, $4, $5, $6, ARRAY[new.key], $7, $8, $9, $10, $11, $12, now, now,
+                now + $13::float8 * interval '1 second'
+           FROM unnest($1::uuid[], $2::text[]) AS new(id, key), longshore_now() now"#,
+        &uuids,
+        keys,
+        template.kind,
+        template.queue,
+        template.tenant,
+        template.workspace_id.map(|id| id.0),
+        template.args,
+        template.args_version,
+        template.priority,
+        Wait::Ready as Wait,
+        template.max_attempts,
+        template.created_by,
+        template.deadline.as_secs_f64(),
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(LedgerError::database("enqueueing many jobs"))?;
+    Ok(ids)
+}
+
+/// Whether a due job stands before a new one on any of these keys.
+///
+/// A slot that is being freed at this moment holds us here until that transaction has ended: had it looked for its
+/// successor before this job was visible, the job would wait for nobody.
+async fn is_key_taken(tx: &mut PgConnection, keys: &[String]) -> Result<bool, LedgerError> {
+    if keys.is_empty() {
+        return Ok(false);
+    }
+    let held = sqlx::query_scalar!(
+        "SELECT key FROM job_slots WHERE key = ANY($1) FOR KEY SHARE",
+        keys
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(LedgerError::database("looking for the holder of a key"))?;
+    if held.is_some() {
+        return Ok(true);
+    }
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT 1 FROM jobs WHERE keys[1] = ANY($1) AND cardinality(keys) = 1 AND state = 'scheduled' AND wait <> 'time'
+           ) OR EXISTS (
+               SELECT 1 FROM jobs WHERE keys && $1 AND cardinality(keys) > 1 AND state = 'scheduled' AND wait <> 'time'
+           ) AS "taken!""#,
+        keys
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(LedgerError::database("looking for jobs before this one on its keys"))
+}

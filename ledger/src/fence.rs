@@ -1,0 +1,67 @@
+//! The only way a run writes: a transaction that holds the job's row for its token.
+//!
+//! Fencing compares tokens, never times. The row is locked `FOR KEY SHARE`, so a reaper that wants to take the job
+//! waits for the commit, and a run that lost its job finds no row and writes nothing.
+
+use longshore_base::JobId;
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use uuid::Uuid;
+
+/// A run may not write.
+#[derive(Debug, thiserror::Error)]
+pub enum Fenced {
+    /// Another run owns the job now, or it has ended.
+    #[error("job {0} is no longer this run's")]
+    Lost(JobId),
+    /// Postgres did not answer; whether the job is still ours is unknown.
+    #[error("cannot begin a transaction for job {id}")]
+    Database {
+        /// The job.
+        id: JobId,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+/// A transaction of a run that still owns its job.
+pub struct FencedTx {
+    tx: Transaction<'static, Postgres>,
+    id: JobId,
+}
+
+impl FencedTx {
+    pub(crate) async fn begin(pool: &PgPool, id: JobId, token: Uuid) -> Result<Self, Fenced> {
+        let database = |source| Fenced::Database { id, source };
+        let mut tx = pool.begin().await.map_err(database)?;
+        let owned = sqlx::query_scalar!(
+            r#"SELECT 1 AS "one!" FROM jobs WHERE id = $1 AND token = $2 FOR KEY SHARE"#,
+            id.0,
+            token
+        )
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(database)?;
+        match owned {
+            Some(_) => Ok(Self { tx, id }),
+            None => Err(Fenced::Lost(id)),
+        }
+    }
+
+    /// The connection, to pass to functions that take `tx`.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.tx
+    }
+
+    /// Keeps what was written.
+    ///
+    /// # Errors
+    /// [`Fenced::Database`] when the commit is not confirmed; it may or may not have happened.
+    pub async fn commit(self) -> Result<(), Fenced> {
+        let id = self.id;
+        self.tx
+            .commit()
+            .await
+            .map_err(|source| Fenced::Database { id, source })
+    }
+}

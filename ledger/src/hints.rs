@@ -1,0 +1,353 @@
+//! The Redis side: one stream per queue that says which jobs have been admitted.
+//!
+//! A hint is a job id and a dispatch number. Publishing has a budget and a circuit breaker, for it must never hold
+//! anybody up: a hint that is not sent is sent again by a later pass, and while Redis is away workers read the ledger.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use longshore_base::{JobId, Secret};
+use redis::aio::MultiplexedConnection;
+use redis::streams::{StreamAutoClaimReply, StreamReadReply};
+use redis::{AsyncConnectionConfig, Client, RedisError};
+
+/// Longest a publish may take before the breaker opens.
+const PUBLISH_BUDGET: Duration = Duration::from_millis(100);
+/// How long an open breaker lets nothing through.
+const BREAKER_OPEN: Duration = Duration::from_secs(1);
+/// Longest wait for anything Redis answers; more than the block of a read.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A read waits this long for a hint.
+pub(crate) const READ_BLOCK: Duration = Duration::from_secs(1);
+/// Entries another reader took but never acknowledged are taken over after this.
+const RECLAIM_IDLE: Duration = Duration::from_secs(10);
+/// A stream nobody reads keeps about this many entries; they are only hints.
+const STREAM_CAP: usize = 20_000;
+const GROUP: &str = "workers";
+const FIELD: &str = "h";
+
+/// How to reach Redis.
+#[derive(Clone, Debug)]
+pub struct HintConfig {
+    /// A `redis://` URL; may hold a password, hence secret.
+    pub url: Secret<String>,
+    /// Put before every key.
+    pub prefix: String,
+}
+
+/// An admitted job, as Redis carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hint {
+    pub(crate) job_id: JobId,
+    pub(crate) dispatch: i32,
+}
+
+impl Hint {
+    fn encode(&self) -> String {
+        format!("{}:{}", self.job_id, self.dispatch)
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (id, dispatch) = text.split_once(':')?;
+        Some(Self {
+            job_id: id.parse().ok()?,
+            dispatch: dispatch.parse().ok()?,
+        })
+    }
+}
+
+/// A hint with the entry to acknowledge.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivered {
+    pub(crate) entry: String,
+    /// `None` when the entry is not one of ours; it is acknowledged and dropped.
+    pub(crate) hint: Option<Hint>,
+}
+
+/// The publishing side, shared by everybody in a process.
+#[derive(Clone)]
+pub struct Hints {
+    inner: Arc<HintsInner>,
+}
+
+struct HintsInner {
+    client: Client,
+    prefix: String,
+    link: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+    open_until: Mutex<Option<Instant>>,
+}
+
+impl Hints {
+    /// Prepares; connects on first use.
+    ///
+    /// # Errors
+    /// When the URL does not parse. The error does not quote it.
+    pub fn new(config: &HintConfig) -> Result<Self, HintUrlError> {
+        let client = Client::open(config.url.expose().as_str()).map_err(|_| HintUrlError)?;
+        Ok(Self {
+            inner: Arc::new(HintsInner {
+                client,
+                prefix: config.prefix.clone(),
+                link: tokio::sync::Mutex::new(None),
+                open_until: Mutex::new(None),
+            }),
+        })
+    }
+
+    /// Whether the last attempt to talk to Redis failed within the last second.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.inner
+            .open_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Publishes within the budget; what cannot be sent is counted and left to the next pass.
+    pub(crate) async fn publish(&self, queue: &str, hints: &[Hint]) {
+        if self.is_open() {
+            metrics::counter!("longshore_hints_lost_total").increment(hints.len() as u64);
+            return;
+        }
+        let sent = tokio::time::timeout(PUBLISH_BUDGET, self.try_publish(queue, hints)).await;
+        match sent {
+            Ok(Ok(())) => {
+                metrics::counter!("longshore_hints_published_total").increment(hints.len() as u64);
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(queue, %error, "cannot publish hints; jobs go on more slowly")
+            }
+            Err(_) => tracing::warn!(
+                queue,
+                "Redis did not answer within the publish budget; jobs go on more slowly"
+            ),
+        }
+        metrics::counter!("longshore_hints_lost_total").increment(hints.len() as u64);
+        *self
+            .inner
+            .open_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + BREAKER_OPEN);
+        // The connection may hold half an answer; the next publish makes a new one.
+        if let Ok(mut link) = self.inner.link.try_lock() {
+            *link = None;
+        }
+    }
+
+    async fn try_publish(&self, queue: &str, hints: &[Hint]) -> Result<(), RedisError> {
+        let mut link = {
+            let mut slot = self.inner.link.lock().await;
+            match &*slot {
+                Some(link) => link.clone(),
+                None => {
+                    let link = connect(&self.inner.client).await?;
+                    slot.insert(link).clone()
+                }
+            }
+        };
+        let stream = self.stream(queue);
+        let mut pipe = redis::pipe();
+        for hint in hints {
+            pipe.cmd("XADD")
+                .arg(&stream)
+                .arg("MAXLEN")
+                .arg("~")
+                .arg(STREAM_CAP)
+                .arg("*")
+                .arg(FIELD)
+                .arg(hint.encode())
+                .ignore();
+        }
+        pipe.query_async(&mut link).await
+    }
+
+    fn stream(&self, queue: &str) -> String {
+        format!("{}jobs:{queue}", self.inner.prefix)
+    }
+
+    /// A reader of one queue with a connection of its own.
+    pub(crate) fn reader(&self, queue: &str, consumer: &str) -> HintReader {
+        HintReader {
+            client: self.inner.client.clone(),
+            stream: self.stream(queue),
+            consumer: consumer.to_owned(),
+            link: None,
+            own_pending_first: false,
+            reclaimed_at: Instant::now(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Hints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hints")
+    }
+}
+
+/// `REDIS_URL` does not parse.
+#[derive(Debug, thiserror::Error)]
+#[error("REDIS_URL is not a valid redis:// URL")]
+pub struct HintUrlError;
+
+async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+        .set_connection_timeout(Some(CONNECT_TIMEOUT));
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+}
+
+/// Reads one stream as one consumer of the group.
+pub(crate) struct HintReader {
+    client: Client,
+    stream: String,
+    consumer: String,
+    link: Option<MultiplexedConnection>,
+    /// After a connection was lost half-way, what had been delivered to us comes first.
+    own_pending_first: bool,
+    reclaimed_at: Instant,
+}
+
+impl HintReader {
+    /// Waits up to [`READ_BLOCK`] for at most `most` hints.
+    pub(crate) async fn read(&mut self, most: usize) -> Result<Vec<Delivered>, RedisError> {
+        let read = self.try_read(most).await;
+        if let Err(error) = &read {
+            self.link = None;
+            self.own_pending_first = true;
+            if error.code() == Some("NOGROUP") {
+                // FLUSHALL or a new Redis. From the beginning, never from `$`: hints may be there already.
+                return self.create_group().await.map(|()| Vec::new());
+            }
+        }
+        read
+    }
+
+    async fn try_read(&mut self, most: usize) -> Result<Vec<Delivered>, RedisError> {
+        if self.reclaimed_at.elapsed() > RECLAIM_IDLE {
+            self.reclaimed_at = Instant::now();
+            let taken = self.reclaim(most).await?;
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
+        if self.own_pending_first {
+            let pending = self.read_from("0", most).await?;
+            if !pending.is_empty() {
+                return Ok(pending);
+            }
+            self.own_pending_first = false;
+        }
+        self.read_from(">", most).await
+    }
+
+    async fn read_from(&mut self, from: &str, most: usize) -> Result<Vec<Delivered>, RedisError> {
+        let mut command = redis::cmd("XREADGROUP");
+        command
+            .arg("GROUP")
+            .arg(GROUP)
+            .arg(&self.consumer)
+            .arg("COUNT")
+            .arg(most);
+        command
+            .arg("BLOCK")
+            .arg(READ_BLOCK.as_millis() as u64)
+            .arg("STREAMS")
+            .arg(&self.stream)
+            .arg(from);
+        let reply: Option<StreamReadReply> = command.query_async(self.link().await?).await?;
+        let entries = reply
+            .into_iter()
+            .flat_map(|reply| reply.keys)
+            .flat_map(|key| key.ids);
+        Ok(entries.map(delivered).collect())
+    }
+
+    /// Takes over what readers that died between delivery and claim left behind.
+    async fn reclaim(&mut self, most: usize) -> Result<Vec<Delivered>, RedisError> {
+        let mut command = redis::cmd("XAUTOCLAIM");
+        command
+            .arg(&self.stream)
+            .arg(GROUP)
+            .arg(&self.consumer)
+            .arg(RECLAIM_IDLE.as_millis() as u64)
+            .arg("0");
+        command.arg("COUNT").arg(most);
+        let reply: StreamAutoClaimReply = command.query_async(self.link().await?).await?;
+        Ok(reply.claimed.into_iter().map(delivered).collect())
+    }
+
+    /// Acknowledges and deletes, right after the claim, won or lost.
+    pub(crate) async fn acknowledge(&mut self, delivered: &[Delivered]) -> Result<(), RedisError> {
+        let entries: Vec<&str> = delivered
+            .iter()
+            .map(|delivered| delivered.entry.as_str())
+            .collect();
+        let stream = self.stream.clone();
+        let mut pipe = redis::pipe();
+        pipe.cmd("XACK")
+            .arg(&stream)
+            .arg(GROUP)
+            .arg(&entries)
+            .ignore();
+        pipe.cmd("XDEL").arg(&stream).arg(&entries).ignore();
+        pipe.query_async(self.link().await?).await
+    }
+
+    /// Leaves the group, unless entries are still pending for this consumer: those another reader must find.
+    pub(crate) async fn leave(&mut self) -> Result<(), RedisError> {
+        let script = redis::Script::new(
+            "if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) == 0 then \
+               return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end return -1",
+        );
+        let (stream, consumer) = (self.stream.clone(), self.consumer.clone());
+        let link = self.link().await?;
+        let _left: i64 = script
+            .key(stream)
+            .arg(GROUP)
+            .arg(consumer)
+            .invoke_async(link)
+            .await?;
+        Ok(())
+    }
+
+    async fn create_group(&mut self) -> Result<(), RedisError> {
+        let stream = self.stream.clone();
+        let created: Result<(), RedisError> = redis::cmd("XGROUP")
+            .arg("CREATE")
+            .arg(stream)
+            .arg(GROUP)
+            .arg("0")
+            .arg("MKSTREAM")
+            .query_async(self.link().await?)
+            .await;
+        match created {
+            Err(error) if error.code() == Some("BUSYGROUP") => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn link(&mut self) -> Result<&mut MultiplexedConnection, RedisError> {
+        match &mut self.link {
+            Some(_) => {}
+            None => self.link = Some(connect(&self.client).await?),
+        }
+        self.link
+            .as_mut()
+            .ok_or_else(|| RedisError::from(std::io::Error::from(std::io::ErrorKind::NotConnected)))
+    }
+}
+
+fn delivered(entry: redis::streams::StreamId) -> Delivered {
+    let hint = entry
+        .get::<String>(FIELD)
+        .and_then(|text| Hint::decode(&text));
+    Delivered {
+        entry: entry.id,
+        hint,
+    }
+}

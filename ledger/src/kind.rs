@@ -1,0 +1,94 @@
+//! Job kinds: a specification with its hooks, known to every process, and an executor, known to workers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::PgConnection;
+
+use crate::{Policy, RunContext, TerminalJob, Verdict};
+
+/// A hook failed; its transaction is rolled back and the end of the job is tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct HookError {
+    /// What was being done.
+    pub what: String,
+    /// Why it failed.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl HookError {
+    /// A failure with its cause.
+    pub fn new(
+        what: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            what: what.into(),
+            source: Some(Box::new(source)),
+        }
+    }
+}
+
+/// What the end of a job means to the rows it was about. Runs in the transaction that ends the job, whoever ends it:
+/// executor, reaper, cancel or deadline.
+#[async_trait]
+pub trait Hooks: Send + Sync + 'static {
+    /// The job has ended. Must be safe when the workspace row is gone.
+    ///
+    /// # Errors
+    /// Rolls the whole end back; it is tried again.
+    async fn on_terminal(&self, tx: &mut PgConnection, job: &TerminalJob) -> Result<(), HookError>;
+}
+
+/// Does the work of one kind. Right when run twice, when killed between any two lines, and when the row is gone.
+#[async_trait]
+pub trait Executor: Send + Sync + 'static {
+    /// One run. Gets no pool: every write goes through [`RunContext::begin`].
+    async fn run(&self, ctx: &RunContext) -> Verdict;
+}
+
+/// What every process knows of a kind.
+#[derive(Clone)]
+pub struct KindSpec {
+    /// One imperative word: `provision`.
+    pub name: &'static str,
+    /// Shapes of arguments this version can read.
+    pub args_versions: &'static [i16],
+    /// Attempts, waits, limits.
+    pub policy: Policy,
+    /// What its end means to others; none for kinds about nothing.
+    pub hooks: Option<Arc<dyn Hooks>>,
+}
+
+/// The kinds a process knows, by name.
+#[derive(Clone, Default)]
+pub struct Kinds(BTreeMap<&'static str, KindSpec>);
+
+impl Kinds {
+    /// Adds one; a later registration of the same name replaces the earlier.
+    #[must_use]
+    pub fn with(mut self, spec: KindSpec) -> Self {
+        self.0.insert(spec.name, spec);
+        self
+    }
+
+    /// The specification of a kind this process knows.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&KindSpec> {
+        self.0.get(name)
+    }
+
+    /// All of them, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = &KindSpec> {
+        self.0.values()
+    }
+}
+
+impl std::fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}

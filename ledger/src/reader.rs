@@ -1,0 +1,168 @@
+//! Reads one queue: waits for free permits, takes at most that many hints, claims them in one statement, hands them on.
+//!
+//! It never ends its worker. While Redis is away it reads the ledger every half second: slower, not stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_base::{failpoint, random};
+use sqlx::PgPool;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::Admitter;
+use crate::beat::Registration;
+use crate::claim::{claim, queued};
+use crate::engine::Identity;
+use crate::hints::{Delivered, Hint, HintReader};
+use crate::run::Claimed;
+
+/// Hints claimed by one statement.
+const BATCH: usize = 500;
+/// How often the ledger is read while Redis is away.
+const FALLBACK: Duration = Duration::from_millis(500);
+
+pub(crate) struct QueueReader {
+    pub(crate) queue: String,
+    pub(crate) pool: PgPool,
+    pub(crate) hints: HintReader,
+    pub(crate) identity: Identity,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) claimed: mpsc::Sender<Claimed>,
+    pub(crate) admitter: Admitter,
+    pub(crate) stop: CancellationToken,
+}
+
+impl QueueReader {
+    /// Reads until told to stop; then leaves the consumer group.
+    pub(crate) async fn run(mut self) {
+        let mut redis_away = false;
+        while let Some(permits) = self.free_permits().await {
+            let most = permits.num_permits();
+            let delivered = match self.hints.read(most).await {
+                Ok(delivered) => {
+                    if redis_away {
+                        tracing::info!(queue = self.queue, "Redis is back");
+                        redis_away = false;
+                    }
+                    delivered
+                }
+                Err(error) => {
+                    if !redis_away {
+                        tracing::warn!(queue = self.queue, %error, "cannot read hints; reading the ledger instead");
+                        redis_away = true;
+                    }
+                    self.read_ledger(most).await
+                }
+            };
+            if !delivered.is_empty() {
+                self.take(delivered, permits).await;
+            }
+        }
+        if let Err(error) = self.hints.leave().await {
+            tracing::debug!(queue = self.queue, %error, "the consumer stays in its group until the next start");
+        }
+    }
+
+    /// Waits for one free permit and takes along what else is free; `None` once it is time to stop.
+    async fn free_permits(&self) -> Option<OwnedSemaphorePermit> {
+        let first = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return None,
+            () = self.identity.until_taking() => return Box::pin(self.free_permits()).await,
+            permit = Arc::clone(&self.permits).acquire_owned() => permit.ok()?,
+        };
+        let mut permits = first;
+        let more = self.permits.available_permits().min(BATCH - 1);
+        if let Ok(count) = u32::try_from(more)
+            && count > 0
+            && let Ok(rest) = Arc::clone(&self.permits).try_acquire_many_owned(count)
+        {
+            permits.merge(rest);
+        }
+        Some(permits)
+    }
+
+    async fn read_ledger(&self, most: usize) -> Vec<Delivered> {
+        tokio::select! {
+            () = tokio::time::sleep(random::jittered(FALLBACK)) => {}
+            () = self.stop.cancelled() => return Vec::new(),
+        }
+        match queued(
+            &self.pool,
+            &self.queue,
+            i64::try_from(most).unwrap_or(i64::MAX),
+        )
+        .await
+        {
+            Ok(hints) => hints
+                .into_iter()
+                .map(|hint| Delivered {
+                    entry: String::new(),
+                    hint: Some(hint),
+                })
+                .collect(),
+            Err(error) => {
+                tracing::warn!(
+                    queue = self.queue,
+                    error = &error as &dyn std::error::Error,
+                    "cannot read the ledger either"
+                );
+                Vec::new()
+            }
+        }
+    }
+
+    async fn take(&mut self, delivered: Vec<Delivered>, mut permits: OwnedSemaphorePermit) {
+        let hints: Vec<Hint> = delivered
+            .iter()
+            .filter_map(|delivered| delivered.hint)
+            .collect();
+        let jobs = match claim(&self.pool, &self.identity.name(), &hints).await {
+            Ok(jobs) => jobs,
+            Err(error) => {
+                // The rows stay queued and will be hinted again; nothing is lost.
+                tracing::warn!(
+                    queue = self.queue,
+                    error = &error as &dyn std::error::Error,
+                    "cannot claim jobs"
+                );
+                tokio::time::sleep(random::jittered(Duration::from_millis(100))).await;
+                Vec::new()
+            }
+        };
+        failpoint::hit("claim.committed").await;
+        let stale = hints.len() - jobs.len();
+        if stale > 0 {
+            metrics::counter!("longshore_hints_stale_total").increment(stale as u64);
+        }
+        metrics::counter!("longshore_jobs_claimed_total", "queue" => self.queue.clone())
+            .increment(jobs.len() as u64);
+        for job in jobs {
+            let Some(permit) = permits.split(1) else {
+                break;
+            };
+            if self.claimed.send(Claimed { job, permit }).await.is_err() {
+                return;
+            }
+        }
+        drop(permits);
+        self.admitter.poke(&self.queue);
+        let entries: Vec<Delivered> = delivered
+            .into_iter()
+            .filter(|delivered| !delivered.entry.is_empty())
+            .collect();
+        if !entries.is_empty()
+            && let Err(error) = self.hints.acknowledge(&entries).await
+        {
+            tracing::debug!(queue = self.queue, %error, "hints not acknowledged; they will find nothing to claim");
+        }
+    }
+}
+
+impl Registration {
+    /// The queues as text, for the log.
+    pub(crate) fn queues_text(&self) -> String {
+        self.queues.join(", ")
+    }
+}

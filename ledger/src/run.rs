@@ -1,0 +1,241 @@
+//! One execution of a claimed job, in a task of its own.
+//!
+//! A run ends by itself, by its timeout, or because it was told to stop; after [`STOP_GRACE`] it is dropped. A panic is
+//! caught once, here. Whatever happens, exactly one [`Finish`] goes to the finisher.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use sqlx::PgPool;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::finish::Finish;
+use crate::job::Progress;
+use crate::{ClaimedJob, Executor, Fenced, FencedTx, JobError, Kinds, Verdict};
+
+/// What a run told to stop has for compensating, before it is dropped (`spec: jobs` §7).
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Why a run must stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Somebody cancelled the job.
+    Cancelled,
+    /// This worker has had no confirmed beat for too long; another may already have the job.
+    LeaseLost,
+    /// The process is leaving.
+    ShuttingDown,
+}
+
+#[derive(Clone, Default)]
+struct StopSignal {
+    token: CancellationToken,
+    reason: Arc<OnceLock<Stopped>>,
+}
+
+impl StopSignal {
+    fn stop(&self, reason: Stopped) {
+        // The first reason stays.
+        let _first = self.reason.set(reason);
+        self.token.cancel();
+    }
+}
+
+/// What an executor has to work with. No pool: its writes go through [`RunContext::begin`].
+pub struct RunContext {
+    job: ClaimedJob,
+    pool: PgPool,
+    signal: StopSignal,
+}
+
+impl RunContext {
+    /// The job.
+    #[must_use]
+    pub fn job(&self) -> &ClaimedJob {
+        &self.job
+    }
+
+    /// A transaction that only the owner of the job gets.
+    ///
+    /// # Errors
+    /// [`Fenced`]: the run has nothing more to do.
+    pub async fn begin(&self) -> Result<FencedTx, Fenced> {
+        FencedTx::begin(&self.pool, self.job.id, self.job.token).await
+    }
+
+    /// Why the run should stop, once it should.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stopped> {
+        self.signal.reason.get().copied()
+    }
+
+    /// Ends when the run should stop.
+    pub async fn stopping(&self) {
+        self.signal.token.cancelled().await;
+    }
+
+    /// The verdict of a run that stopped because it was told to.
+    #[must_use]
+    pub fn stopped_verdict(&self) -> Verdict {
+        match self.stopped() {
+            Some(Stopped::Cancelled) => Verdict::Cancelled,
+            Some(Stopped::LeaseLost | Stopped::ShuttingDown) | None => Verdict::GiveBack,
+        }
+    }
+
+    /// Records how far the run is. Also the cheapest proof that it still owns its job.
+    ///
+    /// # Errors
+    /// [`Fenced::Lost`] when it does not.
+    pub async fn record_progress(&self, progress: &Progress) -> Result<(), Fenced> {
+        let id = self.job.id;
+        let written = sqlx::query!(
+            "UPDATE jobs SET progress = $3, revision = revision + 1 WHERE id = $1 AND token = $2",
+            id.0,
+            self.job.token,
+            serde_json::to_value(progress).unwrap_or_default(),
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(|source| Fenced::Database { id, source })?;
+        if written.rows_affected() == 1 {
+            Ok(())
+        } else {
+            Err(Fenced::Lost(id))
+        }
+    }
+}
+
+/// Starts runs and knows those in flight.
+#[derive(Clone)]
+pub(crate) struct Runner {
+    inner: Arc<RunnerInner>,
+}
+
+struct RunnerInner {
+    pool: PgPool,
+    kinds: Kinds,
+    executors: HashMap<&'static str, Arc<dyn Executor>>,
+    ended: mpsc::Sender<Finish>,
+    running: Mutex<HashMap<Uuid, StopSignal>>,
+}
+
+/// A claimed job with the right to run it.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) job: ClaimedJob,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+impl Runner {
+    pub(crate) fn new(
+        pool: PgPool,
+        kinds: Kinds,
+        executors: HashMap<&'static str, Arc<dyn Executor>>,
+        ended: mpsc::Sender<Finish>,
+    ) -> Self {
+        Self {
+            inner: Arc::new(RunnerInner {
+                pool,
+                kinds,
+                executors,
+                ended,
+                running: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Starts a run; returns at once. Kinds and argument shapes this version does not know are given back.
+    pub(crate) fn start(&self, claimed: Claimed) {
+        let inner = Arc::clone(&self.inner);
+        let signal = StopSignal::default();
+        inner.lock().insert(claimed.job.token, signal.clone());
+        tokio::spawn(async move {
+            let Claimed { job, permit } = claimed;
+            let token = job.token;
+            let verdict = inner.run(&job, signal).await;
+            // The permit is free before the end is written: the finisher has its own bound.
+            drop(permit);
+            inner.lock().remove(&token);
+            if inner.ended.send(Finish { job, verdict }).await.is_err() {
+                tracing::error!("a run ended after the finisher; the reaper will find the job");
+            }
+        });
+    }
+
+    /// Tells one run to stop.
+    pub(crate) fn stop(&self, token: &Uuid, reason: Stopped) {
+        if let Some(signal) = self.inner.lock().get(token) {
+            signal.stop(reason);
+        }
+    }
+
+    /// Tells every run to stop.
+    pub(crate) fn stop_all(&self, reason: Stopped) {
+        for signal in self.inner.lock().values() {
+            signal.stop(reason);
+        }
+    }
+
+    /// Runs in flight.
+    pub(crate) fn running(&self) -> usize {
+        self.inner.lock().len()
+    }
+}
+
+impl RunnerInner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, StopSignal>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(&self, job: &ClaimedJob, signal: StopSignal) -> Verdict {
+        let Some(kind) = self.kinds.find(&job.kind) else {
+            return Verdict::GiveBack;
+        };
+        let Some(executor) = self.executors.get(job.kind.as_str()) else {
+            return Verdict::GiveBack;
+        };
+        if !kind.args_versions.contains(&job.args_version) {
+            // A newer version wrote it; a worker of that version will take it.
+            return Verdict::Snooze(Duration::from_secs(1), "written by another version".into());
+        }
+        let context = RunContext {
+            job: job.clone(),
+            pool: self.pool.clone(),
+            signal: signal.clone(),
+        };
+        let dropped = async {
+            signal.token.cancelled().await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            ended = AssertUnwindSafe(executor.run(&context)).catch_unwind() => match ended {
+                Ok(verdict) => verdict,
+                Err(panic) => panicked(job, &*panic),
+            },
+            () = tokio::time::sleep(kind.policy.timeout) => {
+                Verdict::Retry(JobError::plain(format!("timed out after {} s", kind.policy.timeout.as_secs())))
+            }
+            () = dropped => context.stopped_verdict(),
+        }
+    }
+}
+
+fn panicked(job: &ClaimedJob, panic: &(dyn std::any::Any + Send)) -> Verdict {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    tracing::error!(
+        job.id = %job.id, job.kind = job.kind, workspace.id = job.workspace_id.map(tracing::field::display), panic = text,
+        "an executor panicked"
+    );
+    Verdict::Permanent(JobError::plain("internal error"))
+}
