@@ -1,1 +1,23 @@
-//! Where a workspace runs.
+//! Where a workspace runs: one trait, and the Docker engine behind it.
+//!
+//! A backend brings a workspace's container up, takes it down and answers whether it runs. It knows nothing of
+//! rows, jobs or Postgres: what is to be run arrives as a [`StartSpec`], and whether the run may still act is asked
+//! of a [`StartWatch`] before every step that changes something outside. Nobody names a backend; [`Backends`] chooses.
+//!
+//! What is left out on purpose: retries (the caller's, by [`BackendError::retryable`]), and any memory of what was
+//! started. The engine is asked, and labels say whose a container is.
+
+mod backend;
+pub mod docker;
+mod error;
+mod selection;
+mod spec;
+
+pub use backend::{
+    Abandoned, Backend, LogLine, LogSource, LogStream, LogsQuery, StartWatch, Started, StopTarget,
+    VolumeScope, steps,
+};
+pub use docker::{Docker, DockerConfig};
+pub use error::{BackendError, CallError, CallFailure};
+pub use selection::{Backends, NoBackend};
+pub use spec::{ConfigFile, StartSpec, WorkspaceAccess};

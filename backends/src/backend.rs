@@ -1,0 +1,160 @@
+//! The one trait behind which workspaces run.
+
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+use longshore_base::{Timestamp, WorkspaceId};
+
+use crate::{BackendError, StartSpec};
+
+/// Names of the steps a start reports, in their order. The caller adds its own before and after.
+pub mod steps {
+    /// Looking whether the image is there.
+    pub const IMAGE: &str = "image";
+    /// Fetching it; the only step with a percentage.
+    pub const PULL: &str = "pull";
+    /// Volumes, whatever holds the container's name, and the container itself.
+    pub const CREATE: &str = "create";
+    /// Files into `/configs`.
+    pub const CONFIGURE: &str = "configure";
+    /// The container's first process.
+    pub const START: &str = "start";
+}
+
+/// A place where workspaces run.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// The backend's name in logs, metrics and rows: `docker`.
+    fn kind(&self) -> &'static str;
+
+    /// The engine's own id; `None` before the first contact with it.
+    fn engine_id(&self) -> Option<&str>;
+
+    /// Makes contact if there was none yet, and asks whether the engine answers now.
+    async fn check(&self) -> Result<(), BackendError>;
+
+    /// Brings the workspace up and returns once its first process runs.
+    ///
+    /// Converges to exactly one container from whatever a dead predecessor left. Never touches a container of a
+    /// higher generation ([`BackendError::StaleGeneration`]) or one that is not ours ([`BackendError::NameTaken`]).
+    /// On an error the container this call made is gone again; on [`BackendError::Abandoned`], and when the future
+    /// is dropped, it may be left for the successor, or for [`Backend::stop`].
+    async fn start(
+        &self,
+        spec: &StartSpec,
+        watch: &dyn StartWatch,
+    ) -> Result<Started, BackendError>;
+
+    /// Removes the workspace's container unless it is of a higher generation than the target's
+    /// ([`BackendError::StaleGeneration`]). Nothing there is success.
+    async fn stop(&self, target: &StopTarget) -> Result<(), BackendError>;
+
+    /// Removes volumes; call it only after a successful stop. Missing ones are success.
+    async fn remove_volumes(&self, id: WorkspaceId, scope: VolumeScope)
+    -> Result<(), BackendError>;
+
+    /// Whether the workspace's container runs. **An error means alive on doubt**: only `Ok(false)` says that it is gone.
+    async fn is_running(&self, id: WorkspaceId) -> Result<bool, BackendError>;
+
+    /// Whether the workspace's config volume holds a `config.yaml`. Needs the image only to look through.
+    async fn has_config(&self, id: WorkspaceId, image: &str) -> Result<bool, BackendError>;
+
+    /// What the container wrote, oldest line first. [`BackendError::NoContainer`] when there is none.
+    async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError>;
+}
+
+/// Asked before each step of a start; says whether to go on and shows the step to whoever watches the job.
+#[async_trait]
+pub trait StartWatch: Send + Sync {
+    /// `message` is fit for the public. `Err` means that the run lost its right or was cancelled: the start ends at once.
+    async fn step(
+        &self,
+        step: &'static str,
+        message: Option<String>,
+        percent: Option<u8>,
+    ) -> Result<(), Abandoned>;
+}
+
+/// The run may no longer act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the run lost its right to go on or was cancelled")]
+pub struct Abandoned;
+
+/// A workspace that was brought up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The container's id.
+    pub container_id: String,
+    /// Where the control plane reaches the agent.
+    pub url: String,
+    /// Where other workspaces reach it.
+    pub internal_url: String,
+    /// The engine it runs on.
+    pub engine_id: String,
+    /// Digest of the image that was started, 64 hex digits; `None` for an image no registry knows.
+    pub image_digest: Option<String>,
+}
+
+/// What to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopTarget {
+    /// Whose container.
+    pub workspace_id: WorkspaceId,
+    /// The newest generation that may be removed.
+    pub generation: i64,
+}
+
+impl StopTarget {
+    /// Whatever container the workspace has: for rows that are gone, and for operators.
+    #[must_use]
+    pub fn any_generation(workspace_id: WorkspaceId) -> Self {
+        Self {
+            workspace_id,
+            generation: i64::MAX,
+        }
+    }
+}
+
+/// Which volumes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeScope {
+    /// Config and sessions: a removed workspace keeps its work.
+    ConfigAndSessions,
+    /// The work too: purge.
+    All,
+}
+
+/// Which lines of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogsQuery {
+    /// So many of the last lines; `None` is all.
+    pub tail: Option<u32>,
+    /// None older than this.
+    pub since: Option<Timestamp>,
+    /// Go on with what is written from now, until the container ends.
+    pub follow: bool,
+}
+
+/// Lines as they come; ends with the container, or when all are told and `follow` is off.
+pub type LogStream = Pin<Box<dyn Stream<Item = Result<LogLine, BackendError>> + Send>>;
+
+/// One line of a container's output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// When the engine read it.
+    pub at: Option<Timestamp>,
+    /// From where.
+    pub source: LogSource,
+    /// The line without its end. May hold a secret the agent printed; redact before showing.
+    pub text: String,
+}
+
+/// Which of a process's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogSource {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
