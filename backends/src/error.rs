@@ -20,6 +20,9 @@ pub enum BackendError {
     /// The engine could not do it this time.
     #[error("the container engine failed")]
     Failed(#[source] CallError),
+    /// The container is made, but its first process cannot be run.
+    #[error("the container engine could not start the container")]
+    NotStarted(#[source] CallError),
     /// The image is neither in the engine nor to be had.
     #[error("image {image} of runtime {runtime} is not in the engine and could not be pulled")]
     NoSuchImage {
@@ -86,6 +89,7 @@ impl BackendError {
             | Self::Failed(_)
             | Self::NameContended { .. } => true,
             Self::Refused(_)
+            | Self::NotStarted(_)
             | Self::NoSuchImage { .. }
             | Self::NoContainer
             | Self::NameTaken { .. }
@@ -105,6 +109,7 @@ impl BackendError {
             Self::TimedOut(_)
             | Self::Refused(_)
             | Self::Failed(_)
+            | Self::NotStarted(_)
             | Self::NoSuchImage { .. }
             | Self::NoContainer
             | Self::NameTaken { .. }

@@ -186,7 +186,7 @@ impl Docker {
                     self.clear_name(engine, spec, watch).await?;
                     hit("docker.after_remove").await;
                 }
-                CallFailure::NotFound if is_about_network(&error) && !network_made => {
+                _ if is_about_missing_network(&error) && !network_made => {
                     network_made = true;
                     self.network.forget();
                     self.ensure_network(engine).await?;
@@ -251,20 +251,24 @@ impl Docker {
     async fn start_process(&self, engine: &Engine, container_id: &str) -> Result<(), BackendError> {
         let start = || {
             let options = None::<StartContainerOptions>;
-            call(
-                "container_start",
-                engine.client.start_container(container_id, options),
-            )
+            let started = engine.client.start_container(container_id, options);
+            call("container_start", started)
         };
-        match start().await {
+        let mut result = start().await;
+        if result.as_ref().is_err_and(is_about_missing_network) {
             // This engine looks for the network only now, and somebody has removed it since we saw it.
-            Err(error) if error.failure() == CallFailure::NotFound && is_about_network(&error) => {
-                self.network.forget();
-                self.ensure_network(engine).await?;
-                Ok(start().await?)
-            }
-            other => Ok(other?),
+            self.network.forget();
+            self.ensure_network(engine).await?;
+            result = start().await;
         }
+        result.map_err(|error| match error.failure() {
+            CallFailure::Unreachable | CallFailure::TimedOut => error.into(),
+            // Engines answer 400, 404 or 500 alike for an image whose entrypoint cannot be run.
+            CallFailure::NotFound
+            | CallFailure::Conflict
+            | CallFailure::Refused
+            | CallFailure::Failed => BackendError::NotStarted(error),
+        })
     }
 
     /// Where the control plane reaches the agent. The port may come late; without one the internal address must do.
@@ -330,8 +334,9 @@ impl Docker {
     }
 }
 
-fn is_about_network(error: &CallError) -> bool {
-    error.said("network")
+/// The engine says 404 for images, containers and networks alike; only its words tell which.
+fn is_about_missing_network(error: &CallError) -> bool {
+    error.failure() == CallFailure::NotFound && error.said("network")
 }
 
 /// The flag, or the variable a user may set (spec: lifecycle §2.2).
