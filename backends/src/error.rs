@@ -17,6 +17,9 @@ pub enum BackendError {
     /// The engine will not do it, however often it is asked.
     #[error("the container engine refused")]
     Refused(#[source] CallError),
+    /// Something is in the way: a volume is still used, a container is being removed.
+    #[error("something is in the way in the container engine")]
+    InTheWay(#[source] CallError),
     /// The engine could not do it this time.
     #[error("the container engine failed")]
     Failed(#[source] CallError),
@@ -86,6 +89,7 @@ impl BackendError {
         match self {
             Self::NotAvailable(_)
             | Self::TimedOut(_)
+            | Self::InTheWay(_)
             | Self::Failed(_)
             | Self::NameContended { .. } => true,
             Self::Refused(_)
@@ -108,6 +112,7 @@ impl BackendError {
             Self::NotAvailable(_) => "workspace start failed: no Docker daemon is available",
             Self::TimedOut(_)
             | Self::Refused(_)
+            | Self::InTheWay(_)
             | Self::Failed(_)
             | Self::NotStarted(_)
             | Self::NoSuchImage { .. }
@@ -218,9 +223,8 @@ impl From<CallError> for BackendError {
         match error.failure {
             CallFailure::Unreachable => Self::NotAvailable(error),
             CallFailure::TimedOut => Self::TimedOut(error),
-            CallFailure::NotFound | CallFailure::Conflict | CallFailure::Refused => {
-                Self::Refused(error)
-            }
+            CallFailure::NotFound | CallFailure::Refused => Self::Refused(error),
+            CallFailure::Conflict => Self::InTheWay(error),
             CallFailure::Failed => Self::Failed(error),
         }
     }
@@ -255,7 +259,7 @@ mod tests {
         assert!(of(CallFailure::TimedOut));
         assert!(of(CallFailure::Failed));
         assert!(!of(CallFailure::NotFound));
-        assert!(!of(CallFailure::Conflict));
+        assert!(of(CallFailure::Conflict));
         assert!(!of(CallFailure::Refused));
         assert!(!BackendError::from(Abandoned).retryable());
     }

@@ -13,6 +13,13 @@ use super::labels::Mark;
 use super::network::KnownNetwork;
 use crate::{BackendError, CallError, CallFailure};
 
+// The client logs the bodies of calls and answers at debug level, a container's whole environment among them. The
+// feature of `log` that this crate asks for leaves those lines out of the binary, whatever a subscriber wants to see.
+const _: () = assert!(
+    log::STATIC_MAX_LEVEL as usize <= log::LevelFilter::Info as usize,
+    "secrets would reach the log"
+);
+
 /// Limit of one call. Generous: an engine that starts a hundred containers at once takes seconds for one of them.
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// Limit of calls somebody waits for, or that only look: first contact, health, whether a container runs.

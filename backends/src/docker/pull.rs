@@ -43,6 +43,7 @@ impl Docker {
                 BackendError::NotAvailable(error)
                 | BackendError::TimedOut(error)
                 | BackendError::Refused(error)
+                | BackendError::InTheWay(error)
                 | BackendError::Failed(error),
             ) => Some(error),
             // Abandoned by the run itself, which says nothing about the engine.

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use bollard::body_full;
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, StartContainerOptions, UploadToContainerOptionsBuilder,
 };
@@ -127,15 +127,15 @@ impl Docker {
         Ok(())
     }
 
-    /// Removes a predecessor's container; answers whether one was there. Whatever is newer or not ours is an error.
+    /// Removes a predecessor's container, if there is one. Whatever is newer or not ours is an error.
     async fn clear_name(
         &self,
         engine: &Engine,
         spec: &StartSpec,
         watch: &dyn StartWatch,
-    ) -> Result<bool, BackendError> {
+    ) -> Result<(), BackendError> {
         let Some(found) = self.find(engine, spec.workspace_id, CALL_LIMIT).await? else {
-            return Ok(false);
+            return Ok(());
         };
         match found.holder {
             Holder::Ours { generation } if generation > spec.generation => {
@@ -154,8 +154,7 @@ impl Docker {
                         None,
                     )
                     .await?;
-                self.remove_container(engine, &found.id).await?;
-                Ok(true)
+                self.remove_container(engine, &found.id).await
             }
             Holder::OursElsewhere | Holder::Stranger => Err(BackendError::NameTaken {
                 name: spec.workspace_id.container_name(),
@@ -288,17 +287,18 @@ impl Docker {
         }
         for look in 1..=LOOKS_FOR_THE_PORT {
             let inspected = engine.client.inspect_container(container_id, None);
-            let found = call("container_inspect", inspected).await?;
-            let ports = found.network_settings.and_then(|settings| settings.ports);
-            let bindings = ports.and_then(|mut ports| ports.remove(AGENT_PORT_KEY).flatten());
-            let binding = bindings.into_iter().flatten().find_map(|binding| {
-                let port = binding.host_port.filter(|port| !port.is_empty())?;
-                Some((binding.host_ip.unwrap_or_default(), port))
-            });
-            if let Some((ip, port)) = binding {
-                let everywhere = matches!(ip.as_str(), "" | "0.0.0.0" | "::");
-                let ip = if everywhere { "127.0.0.1" } else { ip.as_str() };
-                return Ok(format!("http://{ip}:{port}"));
+            match call("container_inspect", inspected).await {
+                Ok(found) => {
+                    if let Some(url) = host_url(found) {
+                        return Ok(url);
+                    }
+                }
+                // A successor has taken it away.
+                Err(error) if error.failure() == CallFailure::NotFound => return Err(error.into()),
+                Err(error) => {
+                    let error = BackendError::from(error).chain();
+                    tracing::warn!(workspace.id = %spec.workspace_id, error, "cannot look for the host port");
+                }
             }
             if look < LOOKS_FOR_THE_PORT {
                 tokio::time::sleep(BETWEEN_LOOKS).await;
@@ -332,6 +332,18 @@ impl Docker {
             }
         }
     }
+}
+
+/// The address of the agent's port on the engine's machine, once it has one.
+fn host_url(found: ContainerInspectResponse) -> Option<String> {
+    let bindings = found.network_settings?.ports?.remove(AGENT_PORT_KEY)??;
+    bindings.into_iter().find_map(|binding| {
+        let port = binding.host_port.filter(|port| !port.is_empty())?;
+        let ip = binding.host_ip.unwrap_or_default();
+        let everywhere = matches!(ip.as_str(), "" | "0.0.0.0" | "::");
+        let ip = if everywhere { "127.0.0.1" } else { ip.as_str() };
+        Some(format!("http://{ip}:{port}"))
+    })
 }
 
 /// The engine says 404 for images, containers and networks alike; only its words tell which.

@@ -84,7 +84,7 @@ async fn volumes_go_by_scope_and_not_while_they_are_used() {
     room.docker.start(&spec, &Allow::default()).await.unwrap();
     assert_eq!(room.volumes().await.len(), 3);
     let used = room.docker.remove_volumes(room.id, VolumeScope::All).await;
-    assert!(matches!(used, Err(BackendError::Refused(_))), "{used:?}");
+    assert!(matches!(used, Err(BackendError::InTheWay(_))), "{used:?}");
 
     room.docker
         .stop(&StopTarget::any_generation(room.id))
