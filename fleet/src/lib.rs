@@ -1,1 +1,43 @@
-//! What the control plane knows of workspaces.
+//! What the control plane knows of workspaces: rows, the status machine, the tree, secrets, tokens, runtimes, templates
+//! and image pins.
+//!
+//! This crate decides and remembers; it starts nothing. Every function takes the connection or transaction it works on,
+//! and what changes a workspace writes its event there too, so that the two exist together or not at all. Callers
+//! commit, then poke the bus. Nothing here knows HTTP or jobs.
+
+mod error;
+mod fleet;
+
+pub mod config;
+pub mod status;
+
+pub mod workspace;
+
+pub mod access;
+pub mod activity;
+pub mod connection;
+pub mod memories;
+pub mod redaction;
+pub mod tokens;
+
+pub mod liveness;
+pub mod registry;
+pub mod url_safety;
+
+pub mod config_source;
+pub mod environment;
+pub mod images;
+pub mod inbound_secret;
+pub mod models;
+pub mod preflight;
+pub mod prepare;
+pub mod provisioning;
+pub mod runtimes;
+pub mod secrets;
+pub mod templates;
+
+pub use config::{DeployMode, FleetConfig};
+pub use error::FleetError;
+pub use fleet::Fleet;
+pub use prepare::PrepareError;
+pub use status::WorkspaceStatus;

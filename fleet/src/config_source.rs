@@ -1,0 +1,242 @@
+//! Where the files in a workspace's `/configs` come from (`spec: lifecycle` §1.5, §2.7, §2.8), and the files themselves.
+//! Reads the disk and blocks; call it where that is allowed.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::Fleet;
+use crate::prepare::PrepareError;
+use crate::runtimes::DEFAULT_RUNTIME;
+use crate::templates::CONFIG_FILE;
+use crate::workspace::Workspace;
+
+const GENERATED_MODE: u32 = 0o644;
+/// Shell, Python and Markdown files that were edited on Windows would not run in the container.
+const UNIX_LINES: [&str; 3] = ["sh", "py", "md"];
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// A directory of the templates' root.
+    Template {
+        /// Its name, for logs.
+        label: String,
+        /// Where it is.
+        directory: PathBuf,
+    },
+    /// A `config.yaml` made from the row.
+    Generated,
+}
+
+/// A file for `/configs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Relative, with slashes, without dots.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Content.
+    pub bytes: Vec<u8>,
+}
+
+/// Decides the source: the template named at create; if that is not there, the default one of the runtime; else the
+/// generated configuration. A template without a `config.yaml` gives way to the runtime's default, too.
+///
+/// # Errors
+/// [`PrepareError::NoConfig`]: the named template is there, but neither it nor a default has a `config.yaml`. An agent
+/// started without one would crash for ever.
+pub fn resolve(fleet: &Fleet, workspace: &Workspace) -> Result<ConfigSource, PrepareError> {
+    let Some(named) = workspace
+        .template
+        .as_deref()
+        .filter(|name| !name.is_empty())
+    else {
+        return Ok(ConfigSource::Generated);
+    };
+    let found = find(fleet, named);
+    let usable = |source: &ConfigSource| match source {
+        ConfigSource::Template { directory, .. } => directory.join(CONFIG_FILE).is_file(),
+        ConfigSource::Generated => true,
+    };
+    if let Some(source) = found.clone().filter(usable) {
+        return Ok(source);
+    }
+    let runtime = fleet.runtimes.sanitize(&workspace.runtime);
+    let defaults = [format!("{runtime}-default"), runtime];
+    let default = defaults
+        .iter()
+        .find_map(|name| find(fleet, name).filter(usable));
+    match (default, found) {
+        (Some(source), _) => Ok(source),
+        (None, None) => Ok(ConfigSource::Generated),
+        (None, Some(_)) => Err(PrepareError::NoConfig {
+            template: named.to_owned(),
+        }),
+    }
+}
+
+fn find(fleet: &Fleet, name: &str) -> Option<ConfigSource> {
+    match fleet.templates.find_directory(name) {
+        Ok(directory) => directory.map(|directory| ConfigSource::Template {
+            label: name.to_owned(),
+            directory,
+        }),
+        Err(error) => {
+            tracing::warn!(template = name, %error, "the stored template's name is not usable");
+            None
+        }
+    }
+}
+
+/// Reads or makes the files of a source. `model` is the one the environment names.
+///
+/// # Errors
+/// [`PrepareError::Template`].
+pub fn files(
+    fleet: &Fleet,
+    workspace: &Workspace,
+    source: &ConfigSource,
+    model: Option<&str>,
+) -> Result<Vec<ConfigFile>, PrepareError> {
+    match source {
+        ConfigSource::Generated => {
+            let runtime = fleet.runtimes.sanitize(&workspace.runtime);
+            Ok(vec![ConfigFile {
+                path: CONFIG_FILE.to_owned(),
+                mode: GENERATED_MODE,
+                bytes: generate(workspace, &runtime, model).into_bytes(),
+            }])
+        }
+        ConfigSource::Template { label, directory } => {
+            let mut files = Vec::new();
+            read_tree(directory, "", &mut files).map_err(|source| PrepareError::Template {
+                template: label.clone(),
+                source,
+            })?;
+            Ok(files)
+        }
+    }
+}
+
+fn read_tree(directory: &Path, prefix: &str, files: &mut Vec<ConfigFile>) -> std::io::Result<()> {
+    let mut entries: Vec<_> = std::fs::read_dir(directory)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else {
+            tracing::warn!(file = ?name, "a template's file has a name that is not UTF-8; left out");
+            continue;
+        };
+        let path = format!("{prefix}{name}");
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            read_tree(&entry.path(), &format!("{path}/"), files)?;
+        } else if kind.is_file() {
+            files.push(ConfigFile {
+                mode: entry.metadata()?.permissions().mode() & 0o777,
+                bytes: with_unix_lines(&path, std::fs::read(entry.path())?),
+                path,
+            });
+        } else {
+            // A link may lead out of the root.
+            tracing::warn!(
+                file = path,
+                "a template's entry is neither file nor directory; left out"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn with_unix_lines(path: &str, bytes: Vec<u8>) -> Vec<u8> {
+    let extension = Path::new(path).extension().and_then(|end| end.to_str());
+    if !extension.is_some_and(|extension| UNIX_LINES.contains(&extension)) {
+        return bytes;
+    }
+    let mut fixed = Vec::with_capacity(bytes.len());
+    let mut rest = bytes.iter().copied().peekable();
+    while let Some(byte) = rest.next() {
+        if byte != b'\r' || rest.peek() != Some(&b'\n') {
+            fixed.push(byte);
+        }
+    }
+    fixed
+}
+
+/// The `config.yaml` of a workspace without a template. `runtime` must be a known one: it is not quoted.
+fn generate(workspace: &Workspace, runtime: &str, model: Option<&str>) -> String {
+    let default_model = if runtime == DEFAULT_RUNTIME {
+        "sonnet"
+    } else {
+        "anthropic:claude-opus-4-7"
+    };
+    let model = model
+        .filter(|model| !model.is_empty())
+        .unwrap_or(default_model);
+    format!(
+        "name: {}\ndescription: {}\nversion: 1.0.0\ntier: {}\nruntime: {runtime}\nmodel: {}\nruntime_config:\n  timeout: 0\n",
+        quoted(&workspace.name),
+        quoted(workspace.role.as_deref().unwrap_or("")),
+        workspace.tier,
+        quoted(model),
+    )
+}
+
+/// A double-quoted YAML scalar on one line, whatever the text holds.
+fn quoted(text: &str) -> String {
+    let mut scalar = String::with_capacity(text.len() + 2);
+    scalar.push('"');
+    for c in text.chars() {
+        match c {
+            '\r' => {}
+            '\n' => scalar.push(' '),
+            '"' => scalar.push_str("\\\""),
+            '\\' => scalar.push_str("\\\\"),
+            '\t' => scalar.push_str("\\t"),
+            // Line and paragraph separators and the byte order mark are not printable in YAML either.
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') => {
+                // Writing into a String cannot fail.
+                write!(scalar, "\\U{:08x}", u32::from(c)).ok();
+            }
+            c => scalar.push(c),
+        }
+    }
+    scalar.push('"');
+    scalar
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn carriage_returns_before_line_feeds_go_from_scripts_only() {
+        for path in ["a.sh", "b/c.py", "README.md"] {
+            assert_eq!(
+                with_unix_lines(path, b"a\r\nb\rc\r\n".to_vec()),
+                b"a\nb\rc\n"
+            );
+        }
+        assert_eq!(with_unix_lines("a.txt", b"a\r\n".to_vec()), b"a\r\n");
+    }
+
+    proptest! {
+        #[test]
+        fn a_quoted_scalar_is_one_line_and_reads_back(text in "\\PC*|[\\x00-\\x7f]*|.*") {
+            let scalar = quoted(&text);
+            prop_assert!(!scalar.contains('\n'));
+            let read: String = serde_norway::from_str(&scalar).unwrap();
+            prop_assert_eq!(read, text.replace('\r', "").replace('\n', " "));
+        }
+
+        #[test]
+        fn no_text_adds_a_key(name in "(\"|: |\n|#|\\{|x|\\\\|')*", model in "(\"|\n|runtime: x|,)*") {
+            let yaml = format!("name: {}\nmodel: {}\n", quoted(&name), quoted(&model));
+            let read: serde_norway::Mapping = serde_norway::from_str(&yaml).unwrap();
+            prop_assert_eq!(read.len(), 2);
+        }
+    }
+}

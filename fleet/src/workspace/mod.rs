@@ -1,0 +1,21 @@
+//! Workspaces: their rows, and the three things people do to them.
+//!
+//! Whatever a client sends is judged whole before the first write; the errors say what a client can do about it and
+//! know nothing of HTTP. Each change writes its event in the same transaction; the caller commits, then pokes the bus.
+
+mod create;
+pub(crate) mod fields;
+mod patch;
+mod remove;
+mod row;
+pub(crate) mod tree;
+
+pub use create::{CreateError, NewWorkspace, Position, create_workspace};
+pub use patch::{PatchError, Patched, PatchedBy, WorkspacePatch, patch_workspace};
+pub use remove::{Child, RemovedSet, RemovedWorkspace, list_children, remove_workspaces};
+pub(crate) use row::LOCAL_HOST;
+pub use row::{
+    DeliveryMode, EXTERNAL, Workspace, WorkspaceAccess, awareness_namespace, find_workspace,
+    list_workspaces, load_workspace, lock_workspace, record_outbound,
+};
+pub use tree::{MAX_DEPTH, organisation_root};
