@@ -52,12 +52,18 @@ CREATE UNIQUE INDEX jobs_kind_dedupe_key_uk ON jobs (kind, dedupe_key)
     WHERE dedupe_key IS NOT NULL AND state IN ('scheduled', 'queued');
 CREATE INDEX jobs_ready_idx ON jobs (queue, priority, seq) WHERE state = 'scheduled' AND wait = 'ready';
 CREATE INDEX jobs_due_idx ON jobs (queue, run_at) WHERE state = 'scheduled' AND wait = 'time';
--- Who else wants a key: jobs with one key through a plain btree, the few with several through GIN.
+-- Who else wants a key. Jobs with several keys are few; theirs stand in `job_keys`.
 CREATE INDEX jobs_key_idx ON jobs ((keys[1]), seq) WHERE state = 'scheduled' AND wait <> 'time' AND cardinality(keys) = 1;
-CREATE INDEX jobs_keys_idx ON jobs USING gin (keys) WHERE cardinality(keys) > 1;
 CREATE INDEX jobs_queued_idx ON jobs (queue, queued_at) WHERE state = 'queued';
 CREATE INDEX jobs_running_idx ON jobs (worker) WHERE state = 'running';
 CREATE INDEX jobs_workspace_id_idx ON jobs (workspace_id) WHERE workspace_id IS NOT NULL;
+
+-- The keys of live jobs that have more than one.
+CREATE TABLE job_keys (
+    key text NOT NULL,
+    job_id uuid NOT NULL,
+    CONSTRAINT job_keys_pk PRIMARY KEY (key, job_id)
+);
 
 CREATE TABLE job_slots (
     key text CONSTRAINT job_slots_pk PRIMARY KEY,

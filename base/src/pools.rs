@@ -10,6 +10,15 @@ use crate::Secret;
 /// Connections of the control pool: beat, claim, finish, admit (`spec: jobs` §9).
 pub const CONTROL_CONNECTIONS: u32 = 5;
 const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The queue's tables are empty one minute and hold a million rows the next, so their statistics are always wrong. Every
+/// control statement reads by index; these settings leave the planner no other choice, and let it plan once.
+const INDEX_ONLY_PLANS: [(&str, &str); 5] = [
+    ("jit", "off"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_mergejoin", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+];
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How to reach Postgres.
@@ -60,10 +69,11 @@ impl Pools {
             "idle_in_transaction_session_timeout",
             IDLE_IN_TRANSACTION_TIMEOUT.as_millis().to_string(),
         )]);
-        let control_options = options.clone().options([(
-            "statement_timeout",
-            CONTROL_STATEMENT_TIMEOUT.as_millis().to_string(),
-        )]);
+        let timeout = CONTROL_STATEMENT_TIMEOUT.as_millis().to_string();
+        let control_options = options
+            .clone()
+            .options([("statement_timeout", timeout.as_str())])
+            .options(INDEX_ONLY_PLANS);
         let open = |options, most: u32| {
             PgPoolOptions::new()
                 .max_connections(most)

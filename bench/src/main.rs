@@ -1,2 +1,33 @@
-//! The `longshore` binary.
-fn main() {}
+//! Benchmarks: ours beside peers in the same run, printing ratios. Started by `./dev bench`, which brings the servers.
+
+mod queue;
+mod servers;
+mod stats;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Longshore's benchmarks", version)]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The job engine: no-op jobs of an exclusive kind with distinct keys.
+    Queue(queue::QueueArguments),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("LONGSHORE_LOG")
+                .unwrap_or_else(|_| "warn".into()),
+        )
+        .init();
+    match Arguments::parse().bench {
+        Bench::Queue(arguments) => queue::run(arguments).await,
+    }
+}

@@ -198,13 +198,16 @@ async fn pick(tx: &mut PgConnection, queue: &str, room: i64) -> Result<Picked, L
            ), slots AS (
                SELECT job_id, count(*) AS held FROM taken GROUP BY job_id
            ), admitted AS (
-               UPDATE jobs SET state = 'queued', dispatch = dispatch + 1, republished = 0, queued_at = longshore_now(),
+               UPDATE jobs SET state = 'queued', dispatch = dispatch + 1, republished = 0, queued_at = now,
                    backing_off = false, revision = revision + 1
-               FROM picked LEFT JOIN slots ON slots.job_id = picked.id
-               WHERE jobs.id = picked.id AND coalesce(slots.held, 0) = cardinality(picked.keys)
+               FROM longshore_now() AS now
+               WHERE id = ANY (ARRAY(
+                   SELECT picked.id FROM picked LEFT JOIN slots ON slots.job_id = picked.id
+                   WHERE coalesce(slots.held, 0) = cardinality(picked.keys)
+               ))
                RETURNING jobs.id, jobs.dispatch
            )
-           SELECT picked.id, admitted.dispatch AS "dispatch?" FROM picked LEFT JOIN admitted ON admitted.id = picked.id"#,
+           SELECT picked.id AS "id!", admitted.dispatch AS "dispatch?" FROM picked LEFT JOIN admitted ON admitted.id = picked.id"#,
         queue,
         room
     )
@@ -280,15 +283,15 @@ pub(crate) async fn wake_next(
         r#"WITH next AS (
                SELECT DISTINCT waiter.id FROM unnest($1::text[]) AS freed(key)
                CROSS JOIN LATERAL (
-                   (SELECT id, seq FROM jobs WHERE keys[1] = freed.key AND cardinality(keys) = 1 AND state = 'scheduled' AND wait = 'key'
+                   (SELECT id FROM jobs WHERE keys[1] = freed.key AND cardinality(keys) = 1 AND state = 'scheduled' AND wait = 'key'
                     ORDER BY seq LIMIT 1)
                    UNION ALL
-                   (SELECT id, seq FROM jobs WHERE keys @> ARRAY[freed.key] AND cardinality(keys) > 1 AND state = 'scheduled' AND wait = 'key'
-                    ORDER BY seq LIMIT 1)
+                   (SELECT job_id FROM job_keys WHERE job_keys.key = freed.key)
                ) AS waiter
            ), woken AS (
-               UPDATE jobs SET wait = $2, revision = revision + 1 FROM next WHERE jobs.id = next.id AND jobs.state = 'scheduled' AND jobs.wait = 'key'
-               RETURNING jobs.queue
+               UPDATE jobs SET wait = $2, revision = revision + 1
+               WHERE id = ANY (ARRAY(SELECT id FROM next)) AND state = 'scheduled' AND wait = 'key'
+               RETURNING queue
            )
            SELECT DISTINCT queue AS "queue!" FROM woken"#,
         freed,

@@ -7,27 +7,26 @@ use crate::hints::Hint;
 use crate::{ClaimedJob, LedgerError};
 
 /// Claims what of these hints is still queued under the hinted dispatch. What is missing from the answer was claimed,
-/// withdrawn or finished in between; its hint is worth nothing any more.
+/// withdrawn or finished in between; its hint is worth nothing any more. `NOT IN` says 'queued' in a way that keeps the
+/// planner on the primary key: the partial index of queued jobs is all dead entries while a long transaction is open.
 pub(crate) async fn claim(
     pool: &PgPool,
     worker: &str,
     hints: &[Hint],
 ) -> Result<Vec<ClaimedJob>, LedgerError> {
     let ids: Vec<_> = hints.iter().map(|hint| hint.job_id.0).collect();
-    let dispatches: Vec<i32> = hints.iter().map(|hint| hint.dispatch).collect();
+    let dispatched: Vec<String> = hints.iter().map(Hint::encode).collect();
     let rows = sqlx::query!(
-        r#"WITH hinted AS (
-               SELECT jobs.id FROM jobs
-               JOIN unnest($1::uuid[], $2::int[]) AS hint(id, dispatch) ON hint.id = jobs.id AND hint.dispatch = jobs.dispatch
-               WHERE jobs.state = 'queued' ORDER BY jobs.id FOR UPDATE OF jobs
-           )
-           UPDATE jobs SET state = 'running', worker = $3, token = gen_random_uuid(), started_at = longshore_now(),
-               revision = revision + 1
-           FROM hinted WHERE jobs.id = hinted.id
-           RETURNING jobs.id, kind, queue, tenant, workspace_id, args, args_version, attempt, max_attempts, crashes,
+        r#"UPDATE jobs SET state = 'running', worker = $3, token = gen_random_uuid(), started_at = now, revision = revision + 1
+           FROM longshore_now() AS now
+           WHERE id = ANY (ARRAY(
+               SELECT id FROM jobs WHERE id = ANY ($1) AND state NOT IN ('scheduled', 'running') AND id::text || ':' || dispatch = ANY ($2)
+               ORDER BY id FOR UPDATE
+           )) AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
+           RETURNING id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
                token AS "token!", deadline_at, created_by"#,
         &ids,
-        &dispatches,
+        &dispatched,
         worker,
     )
     .fetch_all(pool)
@@ -41,6 +40,7 @@ pub(crate) async fn claim(
             queue: row.queue,
             tenant: row.tenant,
             workspace_id: row.workspace_id.map(WorkspaceId),
+            keys: row.keys,
             args: row.args,
             args_version: row.args_version,
             attempt: row.attempt,

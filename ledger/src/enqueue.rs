@@ -96,6 +96,9 @@ pub async fn enqueue(tx: &mut PgConnection, job: NewJob) -> Result<Enqueued, Led
     .await
     .map_err(database)?;
     if inserted.is_some() {
+        if job.keys.len() > 1 {
+            record_keys(tx, id, &job.keys).await?;
+        }
         return Ok(Enqueued {
             job_id: id,
             queue: job.queue,
@@ -180,11 +183,24 @@ async fn is_key_taken(tx: &mut PgConnection, keys: &[String]) -> Result<bool, Le
         r#"SELECT EXISTS (
                SELECT 1 FROM jobs WHERE keys[1] = ANY($1) AND cardinality(keys) = 1 AND state = 'scheduled' AND wait <> 'time'
            ) OR EXISTS (
-               SELECT 1 FROM jobs WHERE keys && $1 AND cardinality(keys) > 1 AND state = 'scheduled' AND wait <> 'time'
+               SELECT 1 FROM job_keys JOIN jobs ON jobs.id = job_keys.job_id
+               WHERE job_keys.key = ANY($1) AND state = 'scheduled' AND wait <> 'time'
            ) AS "taken!""#,
         keys
     )
     .fetch_one(&mut *tx)
     .await
     .map_err(LedgerError::database("looking for jobs before this one on its keys"))
+}
+
+async fn record_keys(tx: &mut PgConnection, id: JobId, keys: &[String]) -> Result<(), LedgerError> {
+    sqlx::query!(
+        "INSERT INTO job_keys (key, job_id) SELECT DISTINCT key, $2::uuid FROM unnest($1::text[]) AS key",
+        keys,
+        id.0
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(LedgerError::database("recording the keys of a job"))?;
+    Ok(())
 }

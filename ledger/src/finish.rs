@@ -78,42 +78,48 @@ async fn finish_plain(
     admitter: &Admitter,
 ) -> Result<(), LedgerError> {
     let ids: Vec<Uuid> = batch.iter().map(|finish| finish.job.id.0).collect();
+    // A token belongs to one claim of one job, so two lists are as good as a list of pairs, and need no join; only a
+    // running job has one.
     let tokens: Vec<Uuid> = batch.iter().map(|finish| finish.job.token).collect();
-    let results: Vec<Option<serde_json::Value>> = batch
+    let keys: Vec<String> = batch
         .iter()
-        .map(|finish| result_of(&finish.verdict))
+        .flat_map(|finish| finish.job.keys.iter().cloned())
+        .collect();
+    let results: serde_json::Map<String, serde_json::Value> = batch
+        .iter()
+        .filter_map(|finish| Some((finish.job.id.to_string(), result_of(&finish.verdict)?)))
         .collect();
     let mut tx = pool
         .begin()
         .await
         .map_err(LedgerError::database("beginning to finish jobs"))?;
-    let keys = sqlx::query_scalar!(
+    let freed = sqlx::query_scalar!(
         r#"WITH ended AS (
-               DELETE FROM jobs USING unnest($1::uuid[], $2::uuid[], $3::jsonb[]) AS run(id, token, result)
-               WHERE jobs.id = run.id AND jobs.token = run.token AND jobs.state = 'running'
-               RETURNING jobs.*, run.result
-           ), freed AS (
-               DELETE FROM job_slots USING (SELECT id, unnest(keys) AS key FROM ended) AS held
-               WHERE job_slots.key = held.key AND job_slots.job_id = held.id RETURNING job_slots.key
+               DELETE FROM jobs WHERE id = ANY ($1) AND token = ANY ($2) RETURNING *
            ), kept AS (
                INSERT INTO job_history (id, outcome, finished_at, seq, kind, queue, tenant, workspace_id, keys, dedupe_key,
                    args, args_version, priority, dispatch, attempt, crashes, snoozes, max_attempts, run_at, deadline_at, worker,
                    cancel_requested, progress, revision, errors, trace_context, created_by, created_at, started_at, result)
-               SELECT id, $4, longshore_now(), seq, kind, queue, tenant, workspace_id, keys, dedupe_key,
+               SELECT id, $3, now, seq, kind, queue, tenant, workspace_id, keys, dedupe_key,
                    args, args_version, priority, dispatch, attempt, crashes, snoozes, max_attempts, run_at, deadline_at, worker,
-                   cancel_requested, progress, revision + 1, errors, trace_context, created_by, created_at, started_at, result
-               FROM ended
+                   cancel_requested, progress, revision + 1, errors, trace_context, created_by, created_at, started_at,
+                   $4::jsonb -> id::text
+               FROM ended, longshore_now() AS now
            )
-           SELECT key FROM freed"#,
+           DELETE FROM job_slots WHERE key = ANY ($5) AND job_id = ANY (ARRAY(SELECT id FROM ended)) RETURNING key"#,
         &ids,
         &tokens,
-        &results as &[Option<serde_json::Value>],
         Outcome::Succeeded as Outcome,
+        serde_json::Value::Object(results),
+        &keys,
     )
     .fetch_all(&mut *tx)
     .await
     .map_err(LedgerError::database("finishing jobs"))?;
-    let woken = wake_next(&mut tx, &keys).await?;
+    for finish in batch {
+        forget_keys(&mut tx, finish.job.id, &finish.job.keys).await?;
+    }
+    let woken = wake_next(&mut tx, &freed).await?;
     tx.commit()
         .await
         .map_err(LedgerError::database("committing finished jobs"))?;
@@ -417,6 +423,7 @@ pub(crate) async fn end(
     metrics::counter!("longshore_jobs_finished_total", "outcome" => how.outcome.as_str())
         .increment(1);
     tracing::info!(job.id = %live.id, job.kind = live.kind, outcome = how.outcome.as_str(), reason = how.reason, "job ended");
+    forget_keys(tx, live.id, &live.keys).await?;
     free_slots(tx, live.id, &live.keys).await
 }
 
@@ -544,6 +551,30 @@ async fn free_slots(
     id: JobId,
     keys: &[String],
 ) -> Result<Vec<String>, LedgerError> {
+    free_slots_of(tx, id, keys).await?;
+    wake_next(tx, keys).await
+}
+
+/// Forgets the several keys of a job that has ended.
+async fn forget_keys(tx: &mut PgConnection, id: JobId, keys: &[String]) -> Result<(), LedgerError> {
+    if keys.len() > 1 {
+        sqlx::query!(
+            "DELETE FROM job_keys WHERE key = ANY($1) AND job_id = $2",
+            keys,
+            id.0
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(LedgerError::database("forgetting the keys of a job"))?;
+    }
+    Ok(())
+}
+
+async fn free_slots_of(
+    tx: &mut PgConnection,
+    id: JobId,
+    keys: &[String],
+) -> Result<(), LedgerError> {
     sqlx::query!(
         "DELETE FROM job_slots WHERE key = ANY($1) AND job_id = $2",
         keys,
@@ -552,7 +583,7 @@ async fn free_slots(
     .execute(&mut *tx)
     .await
     .map_err(LedgerError::database("freeing slots"))?;
-    wake_next(tx, keys).await
+    Ok(())
 }
 
 fn errors_json(errors: &[ErrorEntry]) -> serde_json::Value {

@@ -44,7 +44,7 @@ pub(crate) struct Hint {
 }
 
 impl Hint {
-    fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         format!("{}:{}", self.job_id, self.dispatch)
     }
 

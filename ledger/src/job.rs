@@ -67,6 +67,8 @@ pub struct ClaimedJob {
     pub tenant: String,
     /// The workspace it is about, if it is about one.
     pub workspace_id: Option<WorkspaceId>,
+    /// What it has for itself while it runs.
+    pub keys: Vec<String>,
     /// Ids and flags; what they mean is the kind's business.
     pub args: serde_json::Value,
     /// Shape of `args`.

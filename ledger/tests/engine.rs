@@ -1,0 +1,292 @@
+//! The engine as its users see it: real Postgres, real Redis, jobs of test kinds.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod rig;
+
+use std::time::Duration;
+
+use longshore_ledger::{CancelOutcome, JobError, Verdict, cancel, inspect};
+use rig::{Behaviour, NewJobExt as _, Rig, new_job, state_of, until};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_committed_job_runs_and_goes_to_the_history() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+    let job = rig.job(id).await;
+    assert!(job.is_terminal());
+    assert_eq!(job.result, Some(serde_json::json!({ "ran": true })));
+    assert!(rig.slots().await.is_empty(), "a finished job holds no slot");
+}
+
+#[tokio::test]
+async fn a_rolled_back_request_leaves_no_job() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let mut tx = rig.pool().begin().await.unwrap();
+    let enqueued = longshore_ledger::enqueue(&mut tx, new_job("a"))
+        .await
+        .unwrap();
+    tx.rollback().await.unwrap();
+    let mut conn = rig.pool().acquire().await.unwrap();
+    assert!(
+        inspect::find_job(&mut conn, enqueued.job_id)
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn two_jobs_of_one_key_never_overlap_and_run_in_order() {
+    let rig = Rig::start(Behaviour::Record(Duration::from_millis(30))).await;
+    let mut ids = Vec::new();
+    for _ in 0..8 {
+        ids.push(rig.enqueue(new_job("same")).await);
+    }
+    for id in &ids {
+        until("every job to succeed", || async {
+            state_of(&rig, *id).await == "succeeded"
+        })
+        .await;
+    }
+    let spans = rig.spans();
+    assert_eq!(
+        spans.iter().map(|span| span.id).collect::<Vec<_>>(),
+        ids,
+        "first come, first run"
+    );
+    assert!(
+        spans.windows(2).all(|pair| pair[0].end <= pair[1].start),
+        "no two at the same time"
+    );
+}
+
+#[tokio::test]
+async fn a_waiting_twin_takes_a_second_request_over() {
+    let rig = Rig::start(Behaviour::Gate).await;
+    let running = rig.enqueue(new_job("k").with_dedupe("d")).await;
+    until("the first to run", || async {
+        state_of(&rig, running).await == "running"
+    })
+    .await;
+    let waiting = rig.enqueue(new_job("k").with_dedupe("d")).await;
+    assert_ne!(
+        waiting, running,
+        "a running job does not take over what was asked after it began"
+    );
+    assert_eq!(rig.enqueue(new_job("k").with_dedupe("d")).await, waiting);
+    let view = rig.job(waiting).await;
+    let reason = view.waiting.unwrap();
+    assert_eq!((reason.reason, reason.behind), ("key", Some(running)));
+    rig.open_gate();
+    until("the second to succeed", || async {
+        state_of(&rig, waiting).await == "succeeded"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failing_job_is_tried_again_and_dies_with_its_history() {
+    let rig = Rig::start(Behaviour::Fail(|| {
+        Verdict::Retry(JobError::plain("no luck"))
+    }))
+    .await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to be dead", || async {
+        state_of(&rig, id).await == "dead"
+    })
+    .await;
+    let job = rig.job(id).await;
+    assert_eq!(job.attempt, 3);
+    assert_eq!(job.errors.len(), 3);
+    assert!(
+        job.errors
+            .iter()
+            .all(|failure| failure.error == "no luck" && failure.worker.is_some())
+    );
+    assert!(job.errors[0].retried_at.is_some() && job.errors[2].retried_at.is_none());
+}
+
+#[tokio::test]
+async fn a_snooze_uses_no_attempt() {
+    let rig = Rig::start(Behaviour::SnoozeOnce(Duration::from_millis(50))).await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+    let job = rig.job(id).await;
+    assert_eq!((job.attempt, job.snoozes), (0, 1));
+}
+
+#[tokio::test]
+async fn a_permanent_error_or_a_panic_is_not_tried_again() {
+    let rig = Rig::start(Behaviour::Fail(|| {
+        Verdict::Permanent(JobError::plain("never"))
+    }))
+    .await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to be dead", || async {
+        state_of(&rig, id).await == "dead"
+    })
+    .await;
+    assert_eq!(rig.job(id).await.last_error.as_deref(), Some("never"));
+
+    let rig = Rig::start(Behaviour::Panic).await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to be dead", || async {
+        state_of(&rig, id).await == "dead"
+    })
+    .await;
+    assert_eq!(
+        rig.job(id).await.last_error.as_deref(),
+        Some("internal error")
+    );
+    let after = rig.enqueue(new_job("b")).await;
+    until("the worker to go on", || async {
+        state_of(&rig, after).await == "dead"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_waiting_job_is_cancelled_at_once_and_a_running_one_when_it_stops() {
+    let rig = Rig::start(Behaviour::Gate).await;
+    let running = rig.enqueue(new_job("k")).await;
+    until("the first to run", || async {
+        state_of(&rig, running).await == "running"
+    })
+    .await;
+    let waiting = rig.enqueue(new_job("k")).await;
+    for (id, expected) in [(waiting, "waiting"), (running, "requested")] {
+        let mut tx = rig.pool().begin().await.unwrap();
+        let outcome = cancel(&mut tx, &rig.kinds, id, "ops", Some("wrong one"))
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        let got = match outcome {
+            CancelOutcome::WasWaiting(_) => "waiting",
+            CancelOutcome::Requested => "requested",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(got, expected);
+    }
+    assert_eq!(state_of(&rig, waiting).await, "cancelled");
+    until("the running job to be cancelled", || async {
+        state_of(&rig, running).await == "cancelled"
+    })
+    .await;
+    assert_eq!(
+        rig.job(running).await.last_error.as_deref(),
+        Some("cancelled by ops: wrong one")
+    );
+    let mut tx = rig.pool().begin().await.unwrap();
+    assert_eq!(
+        cancel(&mut tx, &rig.kinds, running, "ops", None)
+            .await
+            .unwrap(),
+        CancelOutcome::Finished
+    );
+}
+
+#[tokio::test]
+async fn every_end_runs_the_hook_of_its_kind_in_its_transaction() {
+    let rig = Rig::start_hooked(Behaviour::Done).await;
+    let id = rig.enqueue(new_job("a").hooked()).await;
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+    assert_eq!(rig.hooked(), vec![(id, "succeeded")]);
+}
+
+#[tokio::test]
+async fn jobs_run_without_redis() {
+    let rig = Rig::without_redis(Behaviour::Done).await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_delayed_job_waits_for_its_time_and_says_so() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let id = rig.enqueue(new_job("a").delayed(3600 * SECOND)).await;
+    assert_eq!(rig.job(id).await.waiting.unwrap().reason, "time");
+    rig.advance(2 * 3600 * SECOND).await;
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_past_its_deadline_dies_waiting() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let id = rig.enqueue(new_job("a").delayed(48 * 3600 * SECOND)).await;
+    rig.advance(30 * 3600 * SECOND).await;
+    until("the job to be dead", || async {
+        state_of(&rig, id).await == "dead"
+    })
+    .await;
+    assert_eq!(
+        rig.job(id).await.last_error.as_deref(),
+        Some("its deadline passed before it could finish")
+    );
+}
+
+#[tokio::test]
+async fn a_thousand_jobs_survive_hints_lost_on_the_way() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let keys: Vec<String> = (0..1000).map(|n| format!("k{n}")).collect();
+    let ids = rig.enqueue_many(&keys).await;
+    for _ in 0..5 {
+        rig.drop_streams().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    until("all jobs to succeed", || async {
+        rig.succeeded().await == ids.len() as i64
+    })
+    .await;
+    assert_eq!(rig.runs(), ids.len(), "each ran once");
+}
+
+#[tokio::test]
+async fn stopping_gives_running_jobs_back_without_using_an_attempt() {
+    let mut rig = Rig::start(Behaviour::Gate).await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to run", || async {
+        state_of(&rig, id).await == "running"
+    })
+    .await;
+    rig.stop(Duration::from_secs(1)).await;
+    let job = rig.job(id).await;
+    assert_eq!(
+        (job.attempt, job.crashes, job.worker.as_deref()),
+        (0, 0, None),
+        "given back: {}",
+        job.state
+    );
+    assert!(
+        rig.workers().await.is_empty(),
+        "a worker that left has no row"
+    );
+    rig.open_gate();
+    rig.start_again().await;
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+}
