@@ -7,6 +7,8 @@ use longshore_base::JobId;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
+use crate::job::Progress;
+
 /// A run may not write.
 #[derive(Debug, thiserror::Error)]
 pub enum Fenced {
@@ -51,6 +53,36 @@ impl FencedTx {
     /// The connection, to pass to functions that take `tx`.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.tx
+    }
+
+    /// Records how far the run is, in this transaction.
+    ///
+    /// # Errors
+    /// [`Fenced::Database`].
+    pub async fn record_progress(&mut self, progress: &Progress) -> Result<(), Fenced> {
+        let id = self.id;
+        sqlx::query!(
+            "UPDATE jobs SET progress = $2, revision = revision + 1 WHERE id = $1",
+            id.0,
+            serde_json::to_value(progress).unwrap_or_default(),
+        )
+        .execute(&mut *self.tx)
+        .await
+        .map_err(|source| Fenced::Database { id, source })?;
+        Ok(())
+    }
+
+    /// Lets the commit answer before it is on disk: for progress, which a crash may forget.
+    ///
+    /// # Errors
+    /// [`Fenced::Database`].
+    pub async fn make_forgettable(&mut self) -> Result<(), Fenced> {
+        let id = self.id;
+        sqlx::query!("SET LOCAL synchronous_commit = off")
+            .execute(&mut *self.tx)
+            .await
+            .map_err(|source| Fenced::Database { id, source })?;
+        Ok(())
     }
 
     /// Keeps what was written.

@@ -382,3 +382,21 @@ async fn waiting(
         ),
     }))
 }
+
+/// The queues of a kind that live workers serve, in their order: where a job of that kind can run.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn served_queues(
+    conn: &mut PgConnection,
+    kind: &str,
+) -> Result<Vec<String>, LedgerError> {
+    sqlx::query_scalar!(
+        r#"SELECT DISTINCT queue AS "queue!" FROM workers, unnest(queues) AS queue
+           WHERE starts_with(queue, $1 || '@') AND NOT draining ORDER BY 1"#,
+        kind
+    )
+    .fetch_all(conn)
+    .await
+    .map_err(LedgerError::database("looking for the queues of a kind"))
+}

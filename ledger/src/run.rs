@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::finish::Finish;
-use crate::job::Progress;
 use crate::{ClaimedJob, Executor, Fenced, FencedTx, JobError, Kinds, Verdict};
 
 /// What a run told to stop has for compensating, before it is dropped (`spec: jobs` §7).
@@ -85,28 +84,6 @@ impl RunContext {
         match self.stopped() {
             Some(Stopped::Cancelled) => Verdict::Cancelled,
             Some(Stopped::LeaseLost | Stopped::ShuttingDown) | None => Verdict::GiveBack,
-        }
-    }
-
-    /// Records how far the run is. Also the cheapest proof that it still owns its job.
-    ///
-    /// # Errors
-    /// [`Fenced::Lost`] when it does not.
-    pub async fn record_progress(&self, progress: &Progress) -> Result<(), Fenced> {
-        let id = self.job.id;
-        let written = sqlx::query!(
-            "UPDATE jobs SET progress = $3, revision = revision + 1 WHERE id = $1 AND token = $2",
-            id.0,
-            self.job.token,
-            serde_json::to_value(progress).unwrap_or_default(),
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(|source| Fenced::Database { id, source })?;
-        if written.rows_affected() == 1 {
-            Ok(())
-        } else {
-            Err(Fenced::Lost(id))
         }
     }
 }

@@ -1,0 +1,134 @@
+//! `provision`: from a row that waits to come up to a container whose agent can register.
+//!
+//! The job ends at 'started'; `online` comes from the agent. Start errors are not tried again: the workspace has failed
+//! with a reason, and its owner decides. Only what failed before the first outside call for want of Postgres is retried.
+
+mod prepare;
+mod run;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_base::WorkspaceId;
+use longshore_fleet::provisioning::mark_failed;
+use longshore_fleet::workspace::{Workspace, organisation_root};
+use longshore_ledger::{
+    Backoff, Enqueued, HookError, Hooks, Jitter, LedgerError, NewJob, Outcome, Policy, TerminalJob,
+    enqueue,
+};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+pub use run::ProvisionExecutor;
+
+use crate::{place, workspace_key};
+
+/// The kind's name.
+pub const KIND: &str = "provision";
+/// Shapes of [`Args`] this version reads.
+pub const ARGS_VERSIONS: &[i16] = &[1];
+/// A pull takes 300 s at most, everything else of a start 180 s (`spec: lifecycle` §13.2).
+const TIMEOUT: Duration = Duration::from_secs(480);
+const DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+/// How provisions are tried and limited.
+#[must_use]
+pub fn policy(concurrency: usize) -> Policy {
+    Policy {
+        max_attempts: 3,
+        backoff: Backoff {
+            base: Duration::from_secs(1),
+            cap: Duration::from_secs(4),
+            jitter: Jitter::Full,
+        },
+        timeout: TIMEOUT,
+        deadline: DEADLINE,
+        concurrency,
+    }
+}
+
+/// Who wanted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// A workspace was created.
+    Create,
+}
+
+/// The arguments: ids and flags.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Args {
+    /// The workspace to bring up.
+    pub workspace_id: WorkspaceId,
+    /// Who wanted it.
+    pub cause: Cause,
+    /// Begin without the sessions of before.
+    #[serde(default)]
+    pub reset_session: bool,
+}
+
+/// Asks for a provision, in the transaction that created or locked the row. A waiting one takes the request over.
+///
+/// # Errors
+/// [`LedgerError`]; nothing may be committed then.
+pub async fn request(
+    tx: &mut PgConnection,
+    workspace: &Workspace,
+    cause: Cause,
+    created_by: &str,
+) -> Result<Enqueued, LedgerError> {
+    let args = Args {
+        workspace_id: workspace.id,
+        cause,
+        reset_session: false,
+    };
+    let tenant = organisation_root(tx, workspace.id)
+        .await
+        .map_or(workspace.id, |root| root);
+    let queue = place::choose(tx, KIND, workspace.engine_id.as_deref()).await?;
+    enqueue(
+        tx,
+        NewJob {
+            kind: KIND,
+            queue,
+            tenant: tenant.to_string(),
+            workspace_id: Some(workspace.id),
+            keys: vec![workspace_key(workspace.id)],
+            dedupe_key: Some(workspace.id.to_string()),
+            args: serde_json::to_value(&args).unwrap_or_default(),
+            args_version: 1,
+            priority: 0,
+            delay: Duration::ZERO,
+            deadline: DEADLINE,
+            max_attempts: policy(1).max_attempts,
+            created_by: created_by.to_owned(),
+        },
+    )
+    .await
+}
+
+/// What the end of a provision means to its workspace: whoever ends it, a row is never left waiting for a job that is gone.
+pub struct ProvisionHooks;
+
+#[async_trait]
+impl Hooks for ProvisionHooks {
+    async fn on_terminal(&self, tx: &mut PgConnection, job: &TerminalJob) -> Result<(), HookError> {
+        let Some(id) = job.workspace_id else {
+            return Ok(());
+        };
+        let reason = match job.outcome {
+            // A newer attempt answers for the row.
+            Outcome::Succeeded | Outcome::Superseded => return Ok(()),
+            Outcome::Dead => job.reason.as_deref().unwrap_or("provisioning failed"),
+            Outcome::Cancelled => job
+                .reason
+                .as_deref()
+                .unwrap_or("provisioning was cancelled"),
+        };
+        // Does nothing when the run has already said why, or the row no longer waits.
+        mark_failed(tx, id, None, reason, serde_json::json!({}))
+            .await
+            .map_err(|source| HookError::new(format!("marking workspace {id} failed"), source))?;
+        Ok(())
+    }
+}

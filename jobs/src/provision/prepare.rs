@@ -1,0 +1,82 @@
+//! Everything a start needs, gathered in one transaction before the first outside call.
+
+use longshore_backends::{ConfigFile, StartSpec, WorkspaceAccess};
+use longshore_base::failpoint;
+use longshore_fleet::workspace::{Workspace, WorkspaceAccess as Access};
+use longshore_fleet::{
+    Fleet, PrepareError, config_source, environment, images, inbound_secret, preflight, tokens,
+};
+use longshore_ledger::FencedTx;
+use uuid::Uuid;
+
+/// Readable by its owner alone: credentials.
+const CREDENTIAL_MODE: u32 = 0o600;
+const TOKEN_FILE: &str = ".auth_token";
+const INBOUND_SECRET_FILE: &str = ".platform_inbound_secret";
+
+/// Gathers secrets, environment, files and image, and rotates the workspace's token. Nothing of it holds unless the
+/// caller commits.
+pub(super) async fn prepare(
+    tx: &mut FencedTx,
+    fleet: &Fleet,
+    workspace: &Workspace,
+    reset_session: bool,
+    run: Uuid,
+) -> Result<StartSpec, PrepareError> {
+    let env = environment::build(tx.connection(), fleet, workspace).await?;
+    let source = config_source::resolve(fleet, workspace)?;
+    let from_source = config_source::files(fleet, workspace, &source, env.model())?;
+    let missing = preflight::missing_env(&from_source, &env);
+    if !missing.is_empty() {
+        return Err(PrepareError::MissingEnv { names: missing });
+    }
+    let image = images::choose(tx.connection(), fleet, &workspace.runtime).await;
+    failpoint::hit("provision.prepared").await;
+    let token = tokens::rotate(tx.connection(), workspace.id).await?;
+    let inbound = inbound_secret::ensure(tx.connection(), fleet, workspace.id).await?;
+    let mut files: Vec<ConfigFile> = from_source
+        .into_iter()
+        .map(|file| ConfigFile {
+            path: file.path,
+            mode: file.mode,
+            bytes: file.bytes,
+        })
+        .collect();
+    files.push(credential(TOKEN_FILE, token.expose()));
+    files.extend(inbound.map(|secret| credential(INBOUND_SECRET_FILE, secret.expose())));
+    let wants_session_reset = env.get("WORKSPACE_RESET_SESSION").is_some_and(|value| {
+        matches!(
+            value.expose().to_ascii_lowercase().as_str(),
+            "1" | "t" | "true"
+        )
+    });
+    Ok(StartSpec {
+        workspace_id: workspace.id,
+        runtime: workspace.runtime.clone(),
+        tier: workspace.tier,
+        pull_always: images::is_moving_tag(&image.reference),
+        image: image.reference,
+        env: env.vars,
+        files,
+        workspace_dir: workspace
+            .workspace_dir
+            .clone()
+            .or_else(|| fleet.config.workspace_dir.clone()),
+        workspace_access: match workspace.workspace_access {
+            Access::None => WorkspaceAccess::None,
+            Access::ReadOnly => WorkspaceAccess::ReadOnly,
+            Access::ReadWrite => WorkspaceAccess::ReadWrite,
+        },
+        reset_session: reset_session || wants_session_reset,
+        generation: workspace.provision_generation,
+        run,
+    })
+}
+
+fn credential(path: &str, value: &str) -> ConfigFile {
+    ConfigFile {
+        path: path.to_owned(),
+        mode: CREDENTIAL_MODE,
+        bytes: value.as_bytes().to_vec(),
+    }
+}

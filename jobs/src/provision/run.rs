@@ -1,0 +1,401 @@
+//! One run of a provision.
+//!
+//! ```text
+//! entered → [tx: generation] → [tx: secrets, env, preflight, files, image, token] → image, pull, create, configure,
+//! start (the backend, asking before each step) → [tx: url, container] → started
+//! ```
+//! Right when killed anywhere: the successor takes a higher generation, which decides whose container stays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_backends::{
+    Abandoned, Backend, BackendError, Backends, StartWatch, Started, StopTarget,
+};
+use longshore_base::clock::Stopwatch;
+use longshore_base::failpoint;
+use longshore_fleet::provisioning::{
+    self, Begin, NO_BACKEND, begin, current_generation, mark_failed, mark_started,
+    persist_no_backend,
+};
+use longshore_fleet::workspace::Workspace;
+use longshore_fleet::{Fleet, FleetError, PrepareError, WorkspaceStatus};
+use longshore_ledger::{Executor, Fenced, JobError, Progress, RunContext, Verdict};
+use tokio::sync::Mutex;
+
+use super::Args;
+use super::prepare::prepare;
+
+/// Names of all steps, in their order: what `steps_done` counts.
+const STEPS: [&str; 14] = [
+    "entered",
+    "secrets",
+    "env",
+    "mutators",
+    "preflight",
+    "config-source",
+    "token",
+    "image",
+    "pull",
+    "create",
+    "configure",
+    "start",
+    "persist",
+    "started",
+];
+/// Tells of a long step (a pull) are written at most this often.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs provisions.
+pub struct ProvisionExecutor {
+    /// Rows, secrets, templates.
+    pub fleet: Arc<Fleet>,
+    /// Where workspaces run.
+    pub backends: Arc<Backends>,
+}
+
+/// Why a run ends before its end.
+enum Stop {
+    Fenced(Fenced),
+    Verdict(Verdict),
+}
+
+impl From<Fenced> for Stop {
+    fn from(fenced: Fenced) -> Self {
+        Self::Fenced(fenced)
+    }
+}
+
+#[async_trait]
+impl Executor for ProvisionExecutor {
+    async fn run(&self, ctx: &RunContext) -> Verdict {
+        let job = ctx.job();
+        let args: Args = match serde_json::from_value(job.args.clone()) {
+            Ok(args) => args,
+            Err(error) => {
+                return Verdict::Permanent(JobError::new(
+                    "the job's arguments cannot be read",
+                    &error,
+                ));
+            }
+        };
+        let id = args.workspace_id;
+        tracing::info!(
+            workspace.id = %id, job.id = %job.id, job.kind = job.kind, attempt = job.attempt, cause = ?args.cause,
+            "provision entered"
+        );
+        let elapsed = Stopwatch::start();
+        let verdict = match self.bring_up(ctx, &args).await {
+            Ok(started) => {
+                tracing::info!(
+                    workspace.id = %id, job.id = %job.id, container.id = started.container_id, took_ms = elapsed.elapsed_ms(),
+                    "provision started the workspace"
+                );
+                Verdict::Done(Some(
+                    serde_json::json!({ "container_id": started.container_id, "engine_id": started.engine_id }),
+                ))
+            }
+            Err(Stop::Fenced(fenced)) => verdict_of_fence(&fenced),
+            Err(Stop::Verdict(verdict)) => verdict,
+        };
+        match &verdict {
+            Verdict::Permanent(error) | Verdict::Retry(error) => tracing::error!(
+                workspace.id = %id, job.id = %job.id, reason = error.public, detail = self.fleet.redactor.clean(&error.detail),
+                took_ms = elapsed.elapsed_ms(), "provision failed"
+            ),
+            Verdict::Superseded(reason) => {
+                tracing::info!(workspace.id = %id, job.id = %job.id, reason, "provision superseded")
+            }
+            Verdict::Cancelled => {
+                tracing::info!(workspace.id = %id, job.id = %job.id, "provision cancelled")
+            }
+            _ => {}
+        }
+        self.fleet.bus.poke();
+        verdict
+    }
+}
+
+impl ProvisionExecutor {
+    async fn bring_up(&self, ctx: &RunContext, args: &Args) -> Result<Started, Stop> {
+        let workspace = self.enter(ctx, args).await?;
+        failpoint::hit("provision.entered").await;
+        let Ok(backend) = self.backends.choose() else {
+            return Err(self.no_backend(ctx, &workspace).await);
+        };
+        let spec = {
+            let mut tx = ctx.begin().await?;
+            match prepare(
+                &mut tx,
+                &self.fleet,
+                &workspace,
+                args.reset_session,
+                ctx.job().token,
+            )
+            .await
+            {
+                Ok(spec) => tx.commit().await.map(|()| spec)?,
+                Err(error) => {
+                    drop(tx);
+                    return Err(self.refused(ctx, &workspace, &error).await);
+                }
+            }
+        };
+        failpoint::hit("provision.token_issued").await;
+        let watch = Watch {
+            ctx,
+            workspace: &workspace,
+            told: Mutex::new(None),
+        };
+        let started = match backend.start(&spec, &watch).await {
+            Ok(started) => started,
+            Err(error) => return Err(self.not_started(ctx, &workspace, &*backend, error).await),
+        };
+        failpoint::hit("provision.started").await;
+        self.persist(ctx, &workspace, &*backend, &started).await?;
+        failpoint::hit("provision.persisted").await;
+        Ok(started)
+    }
+
+    /// Takes this attempt's generation, unless the workspace no longer waits to come up.
+    async fn enter(&self, ctx: &RunContext, args: &Args) -> Result<Box<Workspace>, Stop> {
+        let mut tx = ctx.begin().await?;
+        let begun = begin(tx.connection(), args.workspace_id)
+            .await
+            .map_err(database)?;
+        let workspace = match begun {
+            Begin::Go(workspace) => workspace,
+            Begin::NotWanted(reason) => {
+                return Err(Stop::Verdict(Verdict::Superseded(reason.to_string())));
+            }
+        };
+        tx.record_progress(&progress("entered", None, None)).await?;
+        tx.commit().await?;
+        Ok(workspace)
+    }
+
+    async fn no_backend(&self, ctx: &RunContext, workspace: &Workspace) -> Stop {
+        let written = async {
+            let mut tx = ctx.begin().await?;
+            persist_no_backend(tx.connection(), workspace)
+                .await
+                .map_err(database)?;
+            tx.commit().await.map_err(Stop::from)
+        };
+        match written.await {
+            Ok(()) => Stop::Verdict(Verdict::Permanent(JobError::plain(NO_BACKEND))),
+            Err(stop) => stop,
+        }
+    }
+
+    /// The workspace cannot be started as it is: said on the row with what is missing, in the words of the preflight.
+    async fn refused(&self, ctx: &RunContext, workspace: &Workspace, error: &PrepareError) -> Stop {
+        let failure = JobError::new(error.public(), error);
+        if error.retryable() {
+            return Stop::Verdict(Verdict::Retry(failure));
+        }
+        let written = async {
+            let mut tx = ctx.begin().await?;
+            mark_failed(
+                tx.connection(),
+                workspace.id,
+                Some(workspace.provision_generation),
+                &failure.public,
+                error.extras(),
+            )
+            .await
+            .map_err(database)?;
+            tx.commit().await.map_err(Stop::from)
+        };
+        match written.await {
+            Ok(()) => Stop::Verdict(Verdict::Permanent(failure)),
+            Err(stop) => stop,
+        }
+    }
+
+    async fn not_started(
+        &self,
+        ctx: &RunContext,
+        workspace: &Workspace,
+        backend: &dyn Backend,
+        error: BackendError,
+    ) -> Stop {
+        match error {
+            BackendError::Abandoned(_) => self.abandoned(ctx, workspace, backend).await,
+            BackendError::StaleGeneration { .. } => Stop::Verdict(Verdict::Superseded(
+                "a newer attempt holds the container".into(),
+            )),
+            error => Stop::Verdict(Verdict::Permanent(JobError {
+                public: error.public().to_owned(),
+                detail: error.chain(),
+            })),
+        }
+    }
+
+    /// The run was told to stop or found that it is no longer meant. What it made goes, unless somebody newer owns it.
+    async fn abandoned(
+        &self,
+        ctx: &RunContext,
+        workspace: &Workspace,
+        backend: &dyn Backend,
+    ) -> Stop {
+        let mut tx = match ctx.begin().await {
+            Ok(tx) => tx,
+            // Fenced: the successor deals with the container, by its generation.
+            Err(fenced) => return fenced.into(),
+        };
+        let current = match current_generation(tx.connection(), workspace.id).await {
+            Ok(current) => current,
+            Err(error) => return database(error),
+        };
+        drop(tx);
+        let verdict = if is_current(current, workspace) {
+            ctx.stopped_verdict()
+        } else {
+            superseded(current)
+        };
+        if !matches!(verdict, Verdict::GiveBack) {
+            self.take_down(workspace, backend).await;
+        }
+        Stop::Verdict(verdict)
+    }
+
+    async fn persist(
+        &self,
+        ctx: &RunContext,
+        workspace: &Workspace,
+        backend: &dyn Backend,
+        started: &Started,
+    ) -> Result<(), Stop> {
+        let mut tx = ctx.begin().await?;
+        tx.record_progress(&progress("persist", None, None)).await?;
+        let kept = mark_started(
+            tx.connection(),
+            workspace.id,
+            workspace.provision_generation,
+            provisioning::Started {
+                url: started.url.clone(),
+                container_id: started.container_id.clone(),
+                engine_id: started.engine_id.clone(),
+                image_digest: started.image_digest.clone(),
+            },
+        )
+        .await
+        .map_err(database)?;
+        if !kept {
+            drop(tx);
+            self.take_down(workspace, backend).await;
+            return Err(Stop::Verdict(Verdict::Superseded(
+                "the workspace was removed or begun anew meanwhile".into(),
+            )));
+        }
+        tx.record_progress(&progress("started", None, None)).await?;
+        tx.commit().await?;
+        let presence = &self.fleet.presence;
+        presence.cache_url(workspace.id, &started.url).await;
+        presence
+            .cache_internal_url(workspace.id, &started.internal_url)
+            .await;
+        Ok(())
+    }
+
+    async fn take_down(&self, workspace: &Workspace, backend: &dyn Backend) {
+        let target = StopTarget {
+            workspace_id: workspace.id,
+            generation: workspace.provision_generation,
+        };
+        match backend.stop(&target).await {
+            Ok(()) | Err(BackendError::StaleGeneration { .. }) => {}
+            Err(error) => tracing::error!(
+                workspace.id = %workspace.id, error = error.chain(), "LEAK-SUSPECT: the container of an abandoned start could not be removed"
+            ),
+        }
+    }
+}
+
+/// Asked by the backend before each step: the job must still be ours, the attempt still the current one.
+struct Watch<'a> {
+    ctx: &'a RunContext,
+    workspace: &'a Workspace,
+    told: Mutex<Option<(&'static str, Stopwatch)>>,
+}
+
+#[async_trait]
+impl StartWatch for Watch<'_> {
+    async fn step(
+        &self,
+        step: &'static str,
+        message: Option<String>,
+        percent: Option<u8>,
+    ) -> Result<(), Abandoned> {
+        if self.ctx.stopped().is_some() {
+            return Err(Abandoned);
+        }
+        let mut told = self.told.lock().await;
+        if told
+            .as_ref()
+            .is_some_and(|(last, since)| *last == step && since.elapsed() < TELL_EVERY)
+        {
+            return Ok(());
+        }
+        let written = async {
+            let mut tx = self.ctx.begin().await?;
+            tx.make_forgettable().await?;
+            let current = current_generation(tx.connection(), self.workspace.id)
+                .await
+                .map_err(database)?;
+            if !is_current(current, self.workspace) {
+                return Err(Stop::Verdict(superseded(current)));
+            }
+            tx.record_progress(&progress(step, message, percent))
+                .await?;
+            tx.commit().await.map_err(Stop::from)
+        };
+        written.await.map_err(|_| Abandoned)?;
+        *told = Some((step, Stopwatch::start()));
+        Ok(())
+    }
+}
+
+fn is_current(current: Option<(i64, WorkspaceStatus)>, workspace: &Workspace) -> bool {
+    current.is_some_and(|(generation, status)| {
+        generation == workspace.provision_generation && status != WorkspaceStatus::Removed
+    })
+}
+
+fn superseded(current: Option<(i64, WorkspaceStatus)>) -> Verdict {
+    Verdict::Superseded(match current {
+        None => "the workspace does not exist any more".to_owned(),
+        Some((_, status)) => format!("the workspace is {status}, or a newer attempt began"),
+    })
+}
+
+fn progress(step: &'static str, message: Option<String>, percent: Option<u8>) -> Progress {
+    let done = STEPS.iter().position(|name| *name == step).unwrap_or(0);
+    Progress {
+        step: step.to_owned(),
+        steps_done: u32::try_from(done).unwrap_or(0),
+        steps_total: u32::try_from(STEPS.len()).ok(),
+        message,
+        percent,
+    }
+}
+
+fn verdict_of_fence(fenced: &Fenced) -> Verdict {
+    match fenced {
+        Fenced::Lost(_) => Verdict::GiveBack,
+        Fenced::Database { .. } => {
+            Verdict::Retry(JobError::new("the database was not available", fenced))
+        }
+    }
+}
+
+fn database(error: FleetError) -> Stop {
+    let failure = JobError::new("the database was not available", &error);
+    Stop::Verdict(if error.retryable() {
+        Verdict::Retry(failure)
+    } else {
+        Verdict::Permanent(failure)
+    })
+}

@@ -1,0 +1,65 @@
+//! The kinds there are. Every process knows their names, policies and ends; workers know how they run.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use longshore_backends::Backends;
+use longshore_fleet::Fleet;
+use longshore_ledger::{Executor, KindSpec, Kinds};
+
+use crate::place::{self, NOWHERE};
+use crate::{provision, stop};
+
+/// How much of each kind one worker does at once.
+#[derive(Clone, Copy, Debug)]
+pub struct JobsConfig {
+    /// Provisions on a Docker engine.
+    pub provision_concurrency: usize,
+}
+
+/// What every process knows.
+#[must_use]
+pub fn kinds(config: JobsConfig) -> Kinds {
+    Kinds::default()
+        .with(KindSpec {
+            name: provision::KIND,
+            args_versions: provision::ARGS_VERSIONS,
+            policy: provision::policy(config.provision_concurrency),
+            hooks: Some(Arc::new(provision::ProvisionHooks)),
+        })
+        .with(KindSpec {
+            name: stop::KIND,
+            args_versions: stop::ARGS_VERSIONS,
+            policy: stop::POLICY,
+            hooks: None,
+        })
+}
+
+/// What workers know besides.
+#[must_use]
+pub fn executors(
+    fleet: &Arc<Fleet>,
+    backends: &Arc<Backends>,
+) -> HashMap<&'static str, Arc<dyn Executor>> {
+    let provision: Arc<dyn Executor> = Arc::new(provision::ProvisionExecutor {
+        fleet: Arc::clone(fleet),
+        backends: Arc::clone(backends),
+    });
+    let stop: Arc<dyn Executor> = Arc::new(stop::StopExecutor {
+        backends: Arc::clone(backends),
+    });
+    HashMap::from([(provision::KIND, provision), (stop::KIND, stop)])
+}
+
+/// The queues a worker reads, given the engine it has.
+#[must_use]
+pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
+    [provision::KIND, stop::KIND]
+        .into_iter()
+        .flat_map(|kind| {
+            std::iter::once(NOWHERE)
+                .chain(engine_id)
+                .map(move |place| (place::queue(kind, place), kind))
+        })
+        .collect()
+}

@@ -1,0 +1,158 @@
+//! `stop`: removes what runs for workspaces that are not to run any more.
+//!
+//! A missing container is success, one of a newer generation is left alone. Tried again while the engine is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_backends::{BackendError, Backends, StopTarget, VolumeScope};
+use longshore_base::WorkspaceId;
+use longshore_fleet::workspace::{RemovedSet, RemovedWorkspace, organisation_root};
+use longshore_ledger::{
+    Backoff, Enqueued, Executor, Jitter, JobError, LedgerError, NewJob, Policy, Progress,
+    RunContext, Verdict, enqueue,
+};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+use crate::{place, workspace_key};
+
+/// The kind's name.
+pub const KIND: &str = "stop";
+/// Shapes of [`Args`] this version reads.
+pub const ARGS_VERSIONS: &[i16] = &[1];
+/// How stops are tried and limited.
+pub const POLICY: Policy = Policy {
+    max_attempts: 20,
+    backoff: Backoff {
+        base: Duration::from_secs(2),
+        cap: Duration::from_secs(300),
+        jitter: Jitter::Full,
+    },
+    timeout: Duration::from_secs(1800),
+    deadline: Duration::from_secs(24 * 3600),
+    concurrency: 4,
+};
+const EXTERNAL: &str = "external";
+
+/// What to stop.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Args {
+    /// The workspace.
+    pub workspace_id: WorkspaceId,
+    /// The newest generation that may be removed.
+    pub generation: i64,
+    /// Whether config and session volumes go too.
+    pub remove_volumes: bool,
+}
+
+/// Asks that what runs for removed workspaces is stopped: a job for each that can have something running.
+///
+/// # Errors
+/// [`LedgerError`]; nothing may be committed then.
+pub async fn request_removal(
+    tx: &mut PgConnection,
+    removed: &RemovedSet,
+    created_by: &str,
+) -> Result<Vec<Enqueued>, LedgerError> {
+    let mut jobs = Vec::with_capacity(removed.workspaces.len());
+    for workspace in removed
+        .workspaces
+        .iter()
+        .filter(|workspace| workspace.runtime != EXTERNAL)
+    {
+        jobs.push(request(tx, workspace, created_by).await?);
+    }
+    Ok(jobs)
+}
+
+async fn request(
+    tx: &mut PgConnection,
+    workspace: &RemovedWorkspace,
+    created_by: &str,
+) -> Result<Enqueued, LedgerError> {
+    let id = workspace.id;
+    let queue = place::choose(tx, KIND, workspace.engine_id.as_deref()).await?;
+    let tenant = organisation_root(tx, id).await.unwrap_or(id);
+    let args = Args {
+        workspace_id: id,
+        generation: workspace.generation,
+        remove_volumes: true,
+    };
+    enqueue(
+        tx,
+        NewJob {
+            kind: KIND,
+            queue,
+            tenant: tenant.to_string(),
+            workspace_id: Some(id),
+            keys: vec![workspace_key(id)],
+            dedupe_key: Some(format!("{id}:removed")),
+            args: serde_json::to_value(&args).unwrap_or_default(),
+            args_version: 1,
+            priority: 0,
+            delay: Duration::ZERO,
+            deadline: POLICY.deadline,
+            max_attempts: POLICY.max_attempts,
+            created_by: created_by.to_owned(),
+        },
+    )
+    .await
+}
+
+/// Runs stops.
+pub struct StopExecutor {
+    /// Where workspaces run.
+    pub backends: Arc<Backends>,
+}
+
+#[async_trait]
+impl Executor for StopExecutor {
+    async fn run(&self, ctx: &RunContext) -> Verdict {
+        let job = ctx.job();
+        let args: Args = match serde_json::from_value(job.args.clone()) {
+            Ok(args) => args,
+            Err(error) => {
+                return Verdict::Permanent(JobError::new(
+                    "the job's arguments cannot be read",
+                    &error,
+                ));
+            }
+        };
+        let Ok(backend) = self.backends.choose() else {
+            return Verdict::Retry(JobError::plain(
+                "no backend is available to stop the workspace",
+            ));
+        };
+        let id = args.workspace_id;
+        tracing::info!(workspace.id = %id, job.id = %job.id, job.kind = job.kind, attempt = job.attempt, "stop entered");
+        let stopped = backend
+            .stop(&StopTarget {
+                workspace_id: id,
+                generation: args.generation,
+            })
+            .await;
+        let removed = match stopped {
+            Ok(()) if args.remove_volumes => {
+                backend
+                    .remove_volumes(id, VolumeScope::ConfigAndSessions)
+                    .await
+            }
+            other => other,
+        };
+        match removed {
+            Ok(()) => Verdict::Done(None),
+            Err(BackendError::StaleGeneration { .. }) => {
+                Verdict::Superseded("a newer container is there; it is left alone".into())
+            }
+            Err(error) => {
+                tracing::warn!(workspace.id = %id, job.id = %job.id, error = error.chain(), "cannot stop the workspace yet");
+                Verdict::Retry(JobError {
+                    public: format!("workspace {id} could not be stopped"),
+                    detail: error.chain(),
+                })
+            }
+        }
+    }
+}
