@@ -56,6 +56,9 @@ pub struct Started {
 
 /// Begins an attempt: takes a new generation and starts its clock. Safe to repeat; each call is a new attempt.
 ///
+/// A workspace that is up although no container was ever recorded for its generation is begun anew: whoever started it
+/// died before it could write down what, and its agent was faster than the successor.
+///
 /// # Errors
 /// [`FleetError`].
 pub async fn begin(tx: &mut PgConnection, id: WorkspaceId) -> Result<Begin, FleetError> {
@@ -65,18 +68,26 @@ pub async fn begin(tx: &mut PgConnection, id: WorkspaceId) -> Result<Begin, Flee
     if workspace.is_external() {
         return Ok(Begin::NotWanted(NotWanted::External));
     }
-    if workspace.status != WorkspaceStatus::Provisioning {
+    if workspace.status != WorkspaceStatus::Provisioning && !is_up_unrecorded(&workspace) {
         return Ok(Begin::NotWanted(NotWanted::Status(workspace.status)));
     }
     sqlx::query!(
-        "UPDATE workspaces SET provision_generation = provision_generation + 1, provision_started_at = longshore_now(),
-                               updated_at = longshore_now()
+        "UPDATE workspaces SET status = $2, provision_generation = provision_generation + 1, container_id = NULL,
+                               provision_started_at = longshore_now(), updated_at = longshore_now()
          WHERE id = $1",
         id as WorkspaceId,
+        WorkspaceStatus::Provisioning as WorkspaceStatus,
     )
     .execute(&mut *tx)
     .await?;
     Ok(Begin::Go(Box::new(load_workspace(tx, id).await?)))
+}
+
+fn is_up_unrecorded(workspace: &Workspace) -> bool {
+    use WorkspaceStatus::{Degraded, Offline, Online};
+    matches!(workspace.status, Online | Degraded | Offline)
+        && workspace.container_id.is_none()
+        && workspace.provision_generation > 0
 }
 
 /// Sets a workspace back so that a dead provision can be tried again: a new generation, no clock until the run begins, an

@@ -5,7 +5,7 @@
 //! and the process exits non-zero.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use longshore_base::pools::Pools;
@@ -39,8 +39,6 @@ pub struct EngineConfig {
     pub host: String,
     /// Version of this program.
     pub version: String,
-    /// The engine whose containers this worker runs.
-    pub engine_id: Option<String>,
     /// Time between beats.
     pub beat_every: Duration,
     /// Without a confirmed beat for this long, own runs are stopped. Less than `dead_after`.
@@ -56,7 +54,6 @@ impl Default for EngineConfig {
         Self {
             host: "localhost".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            engine_id: None,
             beat_every: Duration::from_secs(3),
             lost_after: Duration::from_secs(7),
             dead_after: Duration::from_secs(10),
@@ -186,6 +183,8 @@ struct Shared {
     permits: HashMap<&'static str, Arc<Semaphore>>,
     slots: usize,
     queues: RwLock<Vec<String>>,
+    /// The engine whose containers this worker runs; known once that has answered.
+    engine_id: OnceLock<String>,
     confirmed: RwLock<Instant>,
 }
 
@@ -243,6 +242,7 @@ impl Engine {
             permits,
             slots,
             queues: RwLock::default(),
+            engine_id: OnceLock::new(),
             confirmed: RwLock::new(Instant::now()),
         });
         let stop_loops = CancellationToken::new();
@@ -258,7 +258,7 @@ impl Engine {
             failed,
             shared: Arc::clone(&shared),
         };
-        engine.serve(reads).await?;
+        engine.serve(reads, None).await?;
         for task in [
             tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).beat_loop())),
             tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).watchdog())),
@@ -275,7 +275,15 @@ impl Engine {
     ///
     /// # Errors
     /// When the worker's row cannot be renewed; nothing is read then.
-    pub async fn serve(&self, reads: &[(String, &'static str)]) -> Result<(), EngineError> {
+    pub async fn serve(
+        &self,
+        reads: &[(String, &'static str)],
+        engine_id: Option<&str>,
+    ) -> Result<(), EngineError> {
+        if let Some(engine_id) = engine_id {
+            // The first engine a process meets stays its engine.
+            self.shared.engine_id.get_or_init(|| engine_id.to_owned());
+        }
         let fresh: Vec<_> = {
             let known = self
                 .shared
@@ -456,7 +464,7 @@ impl Shared {
             version: self.config.version.clone(),
             kinds: kinds.into(),
             queues: self.queues(),
-            engine_id: self.config.engine_id.clone(),
+            engine_id: self.engine_id.get().cloned(),
             slots: i32::try_from(self.slots).unwrap_or(i32::MAX),
         };
         register(&self.pools.control, &worker).await?;

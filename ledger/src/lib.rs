@@ -31,6 +31,7 @@ pub mod inspect;
 mod job;
 mod kind;
 mod maintenance;
+pub mod ownership;
 mod policy;
 mod reader;
 mod reaper;

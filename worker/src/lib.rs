@@ -1,1 +1,12 @@
-//! The worker runtime and the reconcilers.
+//! The worker process: the job engine with every kind's executor, and the reconcilers.
+//!
+//! [`Worker::start`] registers, reads the queues of its engine, and runs the reconcilers it owns. It knows nothing of
+//! HTTP; what it has to say goes into rows, events and metrics.
+
+mod driver;
+mod health_sweep;
+mod liveness;
+mod provision_timeout;
+mod runtime;
+
+pub use runtime::{Worker, WorkerConfig, WorkerError, WorkerParts};

@@ -10,8 +10,8 @@ use longshore_backends::{BackendError, Backends, StopTarget, VolumeScope};
 use longshore_base::WorkspaceId;
 use longshore_fleet::workspace::{RemovedSet, RemovedWorkspace, organisation_root};
 use longshore_ledger::{
-    Backoff, Enqueued, Executor, Jitter, JobError, LedgerError, NewJob, Policy, Progress,
-    RunContext, Verdict, enqueue,
+    Backoff, Enqueued, Executor, Jitter, JobError, LedgerError, NewJob, Policy, RunContext,
+    Verdict, enqueue,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;

@@ -1,0 +1,215 @@
+//! Putting a worker together, and taking it down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_backends::{Backend, Backends};
+use longshore_base::pools::Pools;
+use longshore_fleet::Fleet;
+use longshore_jobs::{executors, queues};
+use longshore_ledger::{Admitter, Engine, EngineConfig, EngineError, EngineHealth, Hints, Kinds};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::driver::{Owner, Reconciler, drive};
+use crate::health_sweep::HealthSweep;
+use crate::liveness::Liveness;
+use crate::provision_timeout::ProvisionTimeout;
+
+/// How often an engine that has not answered yet is asked again.
+const ENGINE_RETRY: Duration = Duration::from_secs(2);
+
+/// Settings of a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Times of the job engine.
+    pub engine: EngineConfig,
+    /// A managed agent silent for longer is lost.
+    pub liveness_ttl: Duration,
+    /// An external agent silent for longer is lost.
+    pub external_stale_after: Duration,
+}
+
+/// What a worker is made of, shared with whatever else runs in the process.
+pub struct WorkerParts {
+    /// Database pools.
+    pub pools: Pools,
+    /// What is known of workspaces.
+    pub fleet: Arc<Fleet>,
+    /// Where they run.
+    pub backends: Arc<Backends>,
+    /// The kinds of jobs.
+    pub kinds: Kinds,
+    /// The Redis side of the queue.
+    pub hints: Hints,
+    /// The way from scheduled to queued.
+    pub admitter: Admitter,
+}
+
+/// The worker could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker cannot start")]
+pub struct WorkerError(#[from] EngineError);
+
+/// A running worker.
+pub struct Worker {
+    engine: Arc<Engine>,
+    loops: Vec<JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+impl Worker {
+    /// Registers and starts taking jobs.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub async fn start(config: WorkerConfig, parts: WorkerParts) -> Result<Self, WorkerError> {
+        let WorkerParts {
+            pools,
+            fleet,
+            backends,
+            kinds,
+            hints,
+            admitter,
+        } = parts;
+        let stop = CancellationToken::new();
+        let engine = Engine::start(
+            config.engine,
+            pools.clone(),
+            kinds,
+            executors(&fleet, &backends),
+            (hints, admitter),
+            &queues(None),
+        )
+        .await?;
+        let engine = Arc::new(engine);
+        let named = Arc::downgrade(&engine);
+        let owner = Owner {
+            pool: pools.work.clone(),
+            worker: Arc::new(move || {
+                named
+                    .upgrade()
+                    .map(|engine| engine.health().worker)
+                    .unwrap_or_default()
+            }),
+        };
+        let everywhere: [Arc<dyn Reconciler>; 2] = [
+            Arc::new(Liveness::new(
+                pools.work.clone(),
+                Arc::clone(&fleet),
+                config.liveness_ttl,
+                config.external_stale_after,
+            )),
+            Arc::new(ProvisionTimeout {
+                pool: pools.work.clone(),
+                fleet: Arc::clone(&fleet),
+            }),
+        ];
+        let mut loops: Vec<_> = everywhere
+            .into_iter()
+            .map(|reconciler| tokio::spawn(drive(reconciler, owner.clone(), stop.clone())))
+            .collect();
+        if let Ok(backend) = backends.choose() {
+            // Waited for a moment, so that a worker whose engine is there serves it from its first second.
+            let known = tokio::time::timeout(ENGINE_RETRY, serve_engine(&engine, &*backend))
+                .await
+                .unwrap_or(None);
+            loops.push(tokio::spawn(join_engine(
+                Arc::clone(&engine),
+                backend,
+                known,
+                (pools.work, fleet, owner),
+                stop.clone(),
+            )));
+        }
+        Ok(Self {
+            engine,
+            loops,
+            stop,
+        })
+    }
+
+    /// How the engine is doing.
+    #[must_use]
+    pub fn health(&self) -> EngineHealth {
+        self.engine.health()
+    }
+
+    /// Asks the health without holding the worker.
+    pub fn watch(&self) -> impl Fn() -> Option<EngineHealth> + Send + Sync + use<> {
+        let engine = Arc::downgrade(&self.engine);
+        move || engine.upgrade().map(|engine| engine.health())
+    }
+
+    /// Ends when a part has died for good; the process should exit non-zero.
+    pub async fn died(&self) {
+        self.engine.failed().await;
+    }
+
+    /// Leaves within `grace` and a few seconds: no new jobs, running ones end or are given back without using an attempt.
+    pub async fn stop(self, grace: Duration) {
+        self.stop.cancel();
+        for task in self.loops {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a loop of the worker ended badly");
+            }
+        }
+        match Arc::try_unwrap(self.engine) {
+            Ok(engine) => engine.stop(grace).await,
+            Err(_shared) => {
+                tracing::error!("the job engine is still in use; its jobs will be taken over")
+            }
+        }
+    }
+}
+
+/// Reads the queues of the backend's engine, if it answers; says which engine that is.
+async fn serve_engine(engine: &Engine, backend: &dyn Backend) -> Option<String> {
+    if let Err(error) = backend.check().await {
+        tracing::debug!(
+            backend = backend.kind(),
+            error = error.chain(),
+            "the engine does not answer yet"
+        );
+        return None;
+    }
+    let id = backend.engine_id()?.to_owned();
+    match engine.serve(&queues(Some(&id)), Some(&id)).await {
+        Ok(()) => Some(id),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot serve the engine's queues yet"
+            );
+            None
+        }
+    }
+}
+
+/// Goes on asking until the engine answers, then sweeps it.
+async fn join_engine(
+    engine: Arc<Engine>,
+    backend: Arc<dyn Backend>,
+    mut known: Option<String>,
+    (pool, fleet, owner): (sqlx::PgPool, Arc<Fleet>, Owner),
+    stop: CancellationToken,
+) {
+    let engine_id = loop {
+        if let Some(id) = known {
+            break id;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(ENGINE_RETRY) => {}
+        }
+        known = serve_engine(&engine, &*backend).await;
+    };
+    drop(engine);
+    let sweep = HealthSweep {
+        pool,
+        fleet,
+        backend,
+        engine_id,
+    };
+    drive(Arc::new(sweep), owner, stop).await;
+}
