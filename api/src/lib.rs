@@ -1,1 +1,45 @@
-//! The HTTP, SSE and WebSocket surface.
+//! The HTTP, SSE and WebSocket surface: request in, transaction, answer out.
+//!
+//! ```text
+//! request ─▶ gate (guard, route, limits, credential) ─▶ resource (parse, one transaction, map) ─▶ answer
+//! ```
+//!
+//! The gate is the only way in. It looks every request up in the table of [`routes`], which says who may call it, and
+//! turns whatever happens behind it into a declared answer. Resources hold no business rules and no SQL: those are in
+//! `fleet`, `jobs`, `ledger` and `events`. Nothing here needs a service to be there for the API to be described:
+//! [`openapi_document`] works without any.
+
+mod config;
+mod server;
+mod state;
+
+pub mod routes;
+
+mod auth;
+mod gate;
+mod problem;
+
+mod body;
+mod client;
+mod context;
+mod cors;
+mod document;
+mod http_metrics;
+mod rate_limit;
+mod security_headers;
+mod sse;
+mod tenant_guard;
+
+mod a2a;
+mod events;
+mod health;
+mod jobs;
+mod registry;
+mod socket;
+mod workspaces;
+
+pub use config::ApiConfig;
+pub use document::openapi_document;
+pub use health::{HealthSource, PartHealth, PartMode};
+pub use server::{Leaving, Listeners, StartError, build, serve};
+pub use state::{ApiParts, ApiState};

@@ -1,0 +1,45 @@
+//! Settings of the API, built once by whoever starts it.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use longshore_base::Secret;
+
+/// What the API must be told. Nothing here is read from the environment by the API itself.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// The bootstrap admin bearer. `None` is for dev mode only.
+    pub admin_token: Option<Secret<String>>,
+    /// Lenient rules for one's own machine (`spec: rest-api` §2.7).
+    pub dev_mode: bool,
+    /// Origins that browsers may call from; exact matches.
+    pub cors_origins: Vec<String>,
+    /// Requests per minute for one credential, or for one address without one.
+    pub rate_limit_per_minute: u32,
+    /// Whose forwarded client addresses, schemes and hosts count.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Set on a hosted installation: requests must name this organisation.
+    pub org_id: Option<String>,
+    /// The operator serves the canvas behind this server and trusts requests that come from it.
+    pub trust_same_origin_canvas: bool,
+    /// This process runs in a container, so `127.0.0.1` is not where agents listen.
+    pub in_docker: bool,
+    /// How long an agent may stay silent, without any event, while a message to it is open.
+    pub a2a_idle_timeout: Duration,
+    /// How long a delete waits for what it stops before it answers that this goes on.
+    pub removal_wait: Duration,
+    /// Version of the binary, shown by `/readyz?verbose` and in the API description.
+    pub version: &'static str,
+}
+
+impl ApiConfig {
+    /// Origins in force when none are configured.
+    pub const DEFAULT_CORS_ORIGINS: [&'static str; 2] =
+        ["http://localhost:3000", "http://localhost:3001"];
+    /// Requests per minute when nothing is configured.
+    pub const DEFAULT_RATE_LIMIT: u32 = 600;
+    /// The canvas gives up on a request after 15 s.
+    pub const DEFAULT_REMOVAL_WAIT: Duration = Duration::from_secs(12);
+    /// Silence window of a message when nothing is configured.
+    pub const DEFAULT_A2A_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+}

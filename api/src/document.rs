@@ -1,0 +1,116 @@
+//! The API and its description.
+
+use std::sync::LazyLock;
+
+use poem_openapi::{LicenseObject, OpenApiService, Tags};
+use serde_json::Value;
+
+use crate::a2a::A2aApi;
+use crate::events::EventsApi;
+use crate::health::HealthApi;
+use crate::jobs::JobsApi;
+use crate::registry::RegistryApi;
+use crate::socket::SocketApi;
+use crate::workspaces::WorkspacesApi;
+
+/// Groups of operations; client generators make a class of each.
+#[derive(Tags)]
+pub(crate) enum Tag {
+    /// Health, metrics and the API's own description.
+    System,
+    /// Workspaces: create, read, change, delete, and what they log.
+    Workspaces,
+    /// What agents call: register, heartbeat, find each other.
+    Registry,
+    /// Messages to agents.
+    Messages,
+    /// What happened and what happens.
+    Events,
+    /// Work that was asked for.
+    Jobs,
+}
+
+/// All resources. poem-openapi joins at most 16 in a tuple, so a resource is a domain and not a path.
+type Apis = (
+    HealthApi,
+    WorkspacesApi,
+    RegistryApi,
+    A2aApi,
+    EventsApi,
+    SocketApi,
+    JobsApi,
+);
+
+/// The operations; nothing in here needs a service to be there.
+pub(crate) fn service() -> OpenApiService<Apis, ()> {
+    let apis = (
+        HealthApi,
+        WorkspacesApi,
+        RegistryApi,
+        A2aApi,
+        EventsApi,
+        SocketApi,
+        JobsApi,
+    );
+    OpenApiService::new(
+        apis,
+        longshore_base::brand::PRODUCT,
+        env!("CARGO_PKG_VERSION"),
+    )
+    .description(
+        "Control plane for fleets of AI-agent workspaces. Everything slow is a job: the answer names it, and \
+         `GET /jobs/{job_id}` tells how it goes. Errors are `application/problem+json` with the member `error`.",
+    )
+    .license(LicenseObject::new("MIT OR Apache-2.0"))
+}
+
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| tidy(&service().spec()));
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    service()
+        .swagger_ui_html()
+        .replacen("<html", "<!DOCTYPE html>\n<html", 1)
+});
+
+/// The OpenAPI description, always the same text for the same API.
+#[must_use]
+pub fn openapi_document() -> String {
+    DOCUMENT.clone()
+}
+
+/// The page that shows the description; one document, nothing to load.
+pub(crate) fn explorer_page() -> String {
+    PAGE.clone()
+}
+
+/// poem-openapi writes the parameter `charset` into the media type of JSON answers, which generators take for another type.
+fn tidy(spec: &str) -> String {
+    let Ok(mut document) = serde_json::from_str::<Value>(spec) else {
+        return spec.to_owned();
+    };
+    rename_keys(
+        &mut document,
+        "application/json; charset=utf-8",
+        "application/json",
+    );
+    // Of string keys only, so writing it cannot fail.
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_else(|_| spec.to_owned());
+    text.push('\n');
+    text
+}
+
+fn rename_keys(value: &mut Value, from: &str, to: &str) {
+    match value {
+        Value::Object(members) => {
+            if let Some(member) = members.remove(from) {
+                members.insert(to.to_owned(), member);
+            }
+            members
+                .values_mut()
+                .for_each(|member| rename_keys(member, from, to));
+        }
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|item| rename_keys(item, from, to)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}

@@ -1,0 +1,211 @@
+//! The one layer over all routes. Whatever happens below, the answer that leaves here has a declared form.
+//!
+//! In this order: tenant guard, preflight, route and ids, rate limit by address, unknown query parameters,
+//! credential, rate limit by credential, handler. Around it: errors of any kind become problems, panics become 500,
+//! every answer gets its headers, one line of access log and its place in the metrics. Query strings, which may hold
+//! credentials, appear in none of them.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use longshore_base::clock::Stopwatch;
+use longshore_base::ids::random_uuid;
+use poem::http::{HeaderValue, Method, StatusCode};
+use poem::{Endpoint, IntoResponse as _, Request, Response};
+
+use crate::auth::{self, Verdict};
+use crate::client;
+use crate::context::RequestContext;
+use crate::problem::{ApiError, ApiResult};
+use crate::routes::{self, Matched};
+use crate::state::ApiState;
+use crate::{cors, rate_limit, security_headers, tenant_guard};
+
+/// Wraps the handlers.
+pub(crate) struct Gate<E> {
+    handlers: E,
+    state: Arc<ApiState>,
+}
+
+impl<E: Endpoint> Gate<E> {
+    pub(crate) const fn new(handlers: E, state: Arc<ApiState>) -> Self {
+        Self { handlers, state }
+    }
+
+    async fn answer(
+        &self,
+        context: &Arc<RequestContext>,
+        mut request: Request,
+    ) -> ApiResult<Response> {
+        let state = &self.state;
+        tenant_guard::check(&state.config, &request)?;
+        if let Some(answer) = cors::preflight(&request) {
+            return Ok(answer);
+        }
+        let found = routes::find(request.method(), request.uri().path());
+        let bearer = auth::bearer(&request).map(auth::bearer_subject);
+        let by_address = found.as_ref().map_or(true, |it| it.route.by_address);
+        context.arrive(&state.limiter, bearer, by_address)?;
+        let matched = found?;
+        refuse_unknown_query(&matched, &request)?;
+        match auth::authenticate(state, &matched, &request).await? {
+            Verdict::Open | Verdict::Later => {}
+            Verdict::Granted(granted) => context.grant(&state.limiter, granted)?,
+        }
+        context.set_matched(matched);
+        request.extensions_mut().insert(context.clone());
+        request.extensions_mut().insert(state.clone());
+        match self.handlers.call(request).await {
+            Ok(answer) => Ok(answer.into_response()),
+            Err(error) => Err(ApiError::from_poem(error)),
+        }
+    }
+}
+
+impl<E: Endpoint> Endpoint for Gate<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let took = Stopwatch::start();
+        let config = &self.state.config;
+        let address = client::client_address(&request, &config.trusted_proxies);
+        let context = Arc::new(RequestContext::new(
+            request_id(&request, config),
+            address,
+            config.dev_mode,
+        ));
+        let origin = cors::allowed_origin(&request, &config.cors_origins);
+        let preflight = cors::preflight(&request).is_some();
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+
+        let answered = AssertUnwindSafe(self.answer(&context, request))
+            .catch_unwind()
+            .await;
+        let mut response = match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                log_failure(&error, &context, &path);
+                error.to_response()
+            }
+            // The panic hook has written where and why.
+            Err(_) => {
+                let error = ApiError::internal("internal error", "a handler panicked");
+                log_failure(&error, &context, &path);
+                error.to_response()
+            }
+        };
+
+        let headers = response.headers_mut();
+        cors::decorate(headers, origin, preflight);
+        security_headers::decorate(headers);
+        match context.standing() {
+            Some(standing) => standing.decorate(headers),
+            None if context.unlimited => rate_limit::decorate_unlimited(headers),
+            None => {}
+        }
+        if let Ok(id) = HeaderValue::from_str(&context.request_id) {
+            headers.insert("x-request-id", id);
+        }
+        let status = response.status();
+        self.state.http_metrics.record(
+            &method,
+            routes::pattern(&path),
+            status.as_u16(),
+            took.elapsed(),
+        );
+        log_access(&context, &method, &path, status, took);
+        Ok(response)
+    }
+}
+
+/// On routes that no older client knows, a parameter nobody reads is a mistake of the caller.
+fn refuse_unknown_query(matched: &Matched, request: &Request) -> ApiResult<()> {
+    let (Some(known), Some(query)) = (matched.route.query, request.uri().query()) else {
+        return Ok(());
+    };
+    let mut seen = Vec::new();
+    for (name, _) in url::form_urlencoded::parse(query.as_bytes()) {
+        if !known.contains(&name.as_ref()) {
+            return Err(
+                ApiError::bad_request("unknown query parameter").detail(format!(
+                    "unknown query parameter `{name}`; known here: {}",
+                    if known.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        known.join(", ")
+                    }
+                )),
+            );
+        }
+        if seen.contains(&name) {
+            return Err(ApiError::bad_request("repeated query parameter")
+                .detail(format!("query parameter `{name}` is given twice")));
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
+/// A proxy of ours may have named the request; anybody else's name is not taken over.
+fn request_id(request: &Request, config: &crate::ApiConfig) -> String {
+    let fits = |id: &&str| {
+        (1..=64).contains(&id.len())
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if client::behind_trusted_proxy(request, &config.trusted_proxies)
+        && let Some(id) = request.header("x-request-id").filter(fits)
+    {
+        return id.to_owned();
+    }
+    random_uuid().simple().to_string()
+}
+
+fn log_failure(error: &ApiError, context: &RequestContext, path: &str) {
+    let status = error.status();
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        tracing::error!(
+            request.id = context.request_id,
+            http.path = path,
+            error = %error,
+            causes = error.causes(),
+            "request failed"
+        );
+    } else if status.is_server_error() {
+        tracing::warn!(
+            request.id = context.request_id,
+            http.path = path,
+            error = %error,
+            causes = error.causes(),
+            "request could not be served"
+        );
+    }
+}
+
+fn log_access(
+    context: &RequestContext,
+    method: &Method,
+    path: &str,
+    status: StatusCode,
+    took: Stopwatch,
+) {
+    let caller = context
+        .granted()
+        .map_or_else(|| "-".to_owned(), |granted| granted.principal.name());
+    let address = context
+        .address
+        .map_or_else(|| "-".to_owned(), |address| address.to_string());
+    tracing::info!(
+        request.id = context.request_id,
+        http.method = %method,
+        http.path = path,
+        http.status = status.as_u16(),
+        took_ms = took.elapsed_ms(),
+        client.address = address,
+        caller,
+        "request"
+    );
+}

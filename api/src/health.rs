@@ -1,0 +1,254 @@
+//! Is it alive, is it ready, what does it measure, and what can it do.
+
+use std::time::Duration;
+
+use poem_openapi::param::Query;
+use poem_openapi::payload::{Html, Json, PlainText, Response};
+use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
+use tokio::time::timeout;
+
+use crate::auth::AdminAccess;
+use crate::document::{Tag, explorer_page, openapi_document};
+use crate::problem::ApiResult;
+use crate::security_headers::DOCS_POLICY;
+use crate::state::{ApiState, Shared};
+
+/// A part that answers later than this is away.
+const CHECK_BUDGET: Duration = Duration::from_secs(2);
+/// The log is read each second; past this nobody follows it.
+const TAIL_LIMIT: Duration = Duration::from_secs(10);
+
+/// That the process runs.
+#[derive(Object)]
+pub(crate) struct Health {
+    /// Always `ok`.
+    status: String,
+}
+
+/// Whether requests should be sent here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[oai(rename_all = "lowercase")]
+pub(crate) enum Readiness {
+    /// All parts are well.
+    Ready,
+    /// Serving, though something is away.
+    Degraded,
+    /// Cannot serve.
+    Unready,
+    /// About to leave.
+    Draining,
+}
+
+/// How a part is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+pub enum PartMode {
+    /// Well.
+    Up,
+    /// Away.
+    Down,
+    /// This process has none.
+    NotConfigured,
+}
+
+/// One part of this process.
+#[derive(Clone, Debug, Object)]
+pub struct PartHealth {
+    /// Its name.
+    pub name: String,
+    /// How it is.
+    pub mode: PartMode,
+    /// Seconds since it changed to that, or since it was last heard; null where that is not known.
+    pub age_seconds: Option<f64>,
+}
+
+/// Parts that the API does not know of itself: those of a worker in the same process, for one.
+pub trait HealthSource: Send + Sync {
+    /// How they are now. Asked by every `/readyz`, so it must not wait.
+    fn parts(&self) -> Vec<PartHealth>;
+}
+
+/// Whether this process is ready.
+#[derive(Object)]
+pub(crate) struct ReadyReport {
+    status: Readiness,
+    /// Names of the parts that are away.
+    degraded: Vec<String>,
+    /// Every part; with `verbose` only.
+    #[oai(skip_serializing_if_is_none)]
+    parts: Option<Vec<PartHealth>>,
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum ReadyResponse {
+    /// Requests are served.
+    #[oai(status = 200)]
+    Ready(Json<ReadyReport>),
+    /// Send nothing here.
+    #[oai(status = 503)]
+    NotReady(Json<ReadyReport>),
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum MetricsResponse {
+    /// Prometheus' text form.
+    #[oai(
+        status = 200,
+        content_type = "text/plain; version=0.0.4; charset=utf-8"
+    )]
+    Metrics(PlainText<String>),
+}
+
+pub(crate) struct HealthApi;
+
+#[OpenApi(tag = "Tag::System")]
+impl HealthApi {
+    /// Says that the process runs.
+    #[oai(path = "/health", method = "get", operation_id = "get_health")]
+    async fn get_health(&self) -> Json<Health> {
+        Json(ok())
+    }
+
+    /// Says that the process runs, whatever its dependencies do.
+    #[oai(path = "/livez", method = "get", operation_id = "get_liveness")]
+    async fn get_liveness(&self) -> Json<Health> {
+        Json(ok())
+    }
+
+    /// Says whether requests should be sent here: while Postgres answers and no shutdown has begun.
+    #[oai(path = "/readyz", method = "get", operation_id = "get_readiness")]
+    async fn get_readiness(
+        &self,
+        state: Shared<'_>,
+        /// Lists every part; give it without a value, or as `true`.
+        verbose: Query<Option<String>>,
+    ) -> ReadyResponse {
+        let verbose = verbose
+            .0
+            .is_some_and(|value| value != "false" && value != "0");
+        readiness(&state, verbose).await
+    }
+
+    /// Shows what this process measures.
+    #[oai(path = "/metrics", method = "get", operation_id = "get_metrics")]
+    async fn get_metrics(
+        &self,
+        _access: AdminAccess,
+        state: Shared<'_>,
+    ) -> ApiResult<MetricsResponse> {
+        Ok(MetricsResponse::Metrics(PlainText(render_metrics(&state))))
+    }
+
+    /// Describes this API.
+    #[oai(
+        path = "/openapi.json",
+        method = "get",
+        operation_id = "get_openapi_document"
+    )]
+    async fn get_openapi_document(&self) -> DocumentResponse {
+        DocumentResponse::Document(PlainText(openapi_document()))
+    }
+
+    /// Shows the description of this API as a page to try it from.
+    #[oai(path = "/docs", method = "get", operation_id = "get_explorer_page")]
+    async fn get_explorer_page(&self) -> Response<Html<String>> {
+        Response::new(Html(explorer_page())).header("content-security-policy", DOCS_POLICY)
+    }
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum DocumentResponse {
+    /// An OpenAPI 3.0 document.
+    #[oai(status = 200, content_type = "application/json")]
+    Document(PlainText<String>),
+}
+
+/// Everything this process measures, in Prometheus' text form.
+pub(crate) fn render_metrics(state: &ApiState) -> String {
+    let mut text = state
+        .metrics
+        .as_ref()
+        .map(metrics_exporter_prometheus::PrometheusHandle::render)
+        .unwrap_or_default();
+    text.push_str(&state.http_metrics.render());
+    text
+}
+
+fn ok() -> Health {
+    Health {
+        status: "ok".to_owned(),
+    }
+}
+
+async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
+    let parts = collect_parts(state).await;
+    let degraded: Vec<String> = parts
+        .iter()
+        .filter(|part| part.mode == PartMode::Down)
+        .map(|part| part.name.clone())
+        .collect();
+    let postgres_away = degraded.iter().any(|name| name == POSTGRES);
+    let status = if state.is_draining() {
+        Readiness::Draining
+    } else if postgres_away {
+        Readiness::Unready
+    } else if degraded.is_empty() {
+        Readiness::Ready
+    } else {
+        Readiness::Degraded
+    };
+    let report = Json(ReadyReport {
+        status,
+        degraded,
+        parts: verbose.then_some(parts),
+    });
+    match status {
+        Readiness::Ready | Readiness::Degraded => ReadyResponse::Ready(report),
+        Readiness::Unready | Readiness::Draining => ReadyResponse::NotReady(report),
+    }
+}
+
+const POSTGRES: &str = "postgres";
+
+async fn collect_parts(state: &ApiState) -> Vec<PartHealth> {
+    // The control pool: a work pool that is merely busy does not make the process unready.
+    let database = longshore_base::clock::now(&state.pools.control);
+    let engine = async {
+        match state.backends.choose() {
+            Err(_) => PartMode::NotConfigured,
+            Ok(backend) => mode(matches!(
+                timeout(CHECK_BUDGET, backend.check()).await,
+                Ok(Ok(()))
+            )),
+        }
+    };
+    let (database, engine) = tokio::join!(timeout(CHECK_BUDGET, database), engine);
+    let link = state.bus.health();
+    let hub = state.hub.health();
+    let part = |name: &str, mode, age: Option<Duration>| PartHealth {
+        name: name.to_owned(),
+        mode,
+        age_seconds: age.map(|age| age.as_secs_f64()),
+    };
+    let mut parts = vec![
+        part(POSTGRES, mode(matches!(database, Ok(Ok(_)))), None),
+        part("redis", mode(link.up), Some(link.since)),
+        part(
+            "event_listener",
+            mode(hub.listener.up),
+            Some(hub.listener.since),
+        ),
+        part(
+            "event_tailer",
+            mode(hub.tail_age.is_some_and(|age| age < TAIL_LIMIT)),
+            hub.tail_age,
+        ),
+        part("container_engine", engine, None),
+    ];
+    parts.extend(state.health.iter().flat_map(|source| source.parts()));
+    parts
+}
+
+const fn mode(up: bool) -> PartMode {
+    if up { PartMode::Up } else { PartMode::Down }
+}

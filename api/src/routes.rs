@@ -1,0 +1,320 @@
+//! Every route and who may call it, in one table.
+//!
+//! The gate looks a request up here before anything else happens to it: what is not in the table is answered 404,
+//! whatever was mounted, and a handler gets its caller only through the class that stands here. A test compares the
+//! table with the API description, both ways, and asks every route with every kind of credential.
+
+use longshore_base::{JobId, WorkspaceId};
+use poem::http::Method;
+
+use crate::problem::{ApiError, ApiResult};
+
+/// Who may call a route (`spec: rest-api` §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Anybody. Only in [`OPEN_ROUTES`].
+    Open,
+    /// An operator: admin or organisation token.
+    Admin,
+    /// The workspace named in the path, or an operator.
+    Workspace,
+    /// As [`Class::Workspace`], or another workspace that may talk to it.
+    Related,
+    /// An operator, or the workspace that the job is about.
+    Job,
+    /// The agent of the workspace named in the body (§6.4.1); judged by the handler, which reads the body.
+    Registry,
+    /// A workspace that names itself in `X-Workspace-ID`, or an operator.
+    Caller,
+    /// Whoever may send a message to the workspace in the path (§6.5.1).
+    Message,
+    /// Whoever may listen to events (§5.2).
+    Socket,
+}
+
+/// The methods routes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "they are what they say")]
+pub enum Verb {
+    Get,
+    Post,
+    Patch,
+    Delete,
+}
+
+impl Verb {
+    /// As HTTP writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
+/// One route.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// Its method.
+    pub verb: Verb,
+    /// Its path, as in the API description.
+    pub path: &'static str,
+    /// Who may call it.
+    pub class: Class,
+    /// All query parameters it knows, where any other is an error; `None` ignores unknown ones.
+    pub query: Option<&'static [&'static str]>,
+    /// Callers without a good credential are counted by address. Off where a whole fleet behind one address must get through.
+    pub by_address: bool,
+}
+
+const fn route(verb: Verb, path: &'static str, class: Class) -> Route {
+    Route {
+        verb,
+        path,
+        class,
+        query: None,
+        by_address: true,
+    }
+}
+
+const fn open(verb: Verb, path: &'static str) -> Route {
+    route(verb, path, Class::Open)
+}
+
+impl Route {
+    const fn strict(self, query: &'static [&'static str]) -> Self {
+        Self {
+            query: Some(query),
+            ..self
+        }
+    }
+
+    const fn outside_address_limit(self) -> Self {
+        Self {
+            by_address: false,
+            ..self
+        }
+    }
+}
+
+/// The routes that want no credential. This list is the whole of it.
+pub const OPEN_ROUTES: &[Route] = &[
+    open(Verb::Get, "/health").outside_address_limit(),
+    open(Verb::Get, "/livez").outside_address_limit(),
+    open(Verb::Get, "/readyz")
+        .strict(&["verbose"])
+        .outside_address_limit(),
+    open(Verb::Get, "/openapi.json"),
+    open(Verb::Get, "/docs"),
+    open(Verb::Post, "/registry/check-access"),
+];
+
+/// The routes that want one.
+pub const GUARDED_ROUTES: &[Route] = &[
+    route(Verb::Get, "/metrics", Class::Admin),
+    route(Verb::Post, "/workspaces", Class::Admin),
+    route(Verb::Get, "/workspaces", Class::Admin),
+    route(Verb::Get, "/workspaces/{id}", Class::Related),
+    route(Verb::Patch, "/workspaces/{id}", Class::Workspace),
+    route(Verb::Delete, "/workspaces/{id}", Class::Admin),
+    route(Verb::Get, "/workspaces/{id}/logs", Class::Workspace)
+        .strict(&["tail", "since", "follow"]),
+    route(Verb::Get, "/workspaces/{id}/jobs", Class::Workspace).strict(&["limit", "cursor"]),
+    route(
+        Verb::Get,
+        "/workspaces/{id}/events/stream",
+        Class::Workspace,
+    ),
+    route(Verb::Post, "/workspaces/{id}/a2a", Class::Message),
+    route(Verb::Post, "/registry/register", Class::Registry).outside_address_limit(),
+    route(Verb::Post, "/registry/heartbeat", Class::Registry).outside_address_limit(),
+    route(Verb::Post, "/registry/update-card", Class::Registry),
+    route(Verb::Get, "/registry/discover/{id}", Class::Caller),
+    route(Verb::Get, "/registry/{id}/peers", Class::Workspace),
+    route(Verb::Get, "/events", Class::Admin),
+    route(Verb::Get, "/events/{workspace_id}", Class::Admin),
+    route(Verb::Get, "/ws", Class::Socket),
+    route(Verb::Get, "/jobs", Class::Admin).strict(&[
+        "queue",
+        "kind",
+        "state",
+        "workspace_id",
+        "tenant",
+        "error",
+        "older_than",
+        "newer_than",
+        "limit",
+        "cursor",
+    ]),
+    route(Verb::Get, "/jobs/{job_id}", Class::Job).strict(&[]),
+    route(Verb::Get, "/jobs/{job_id}/events", Class::Job).strict(&[]),
+    route(Verb::Post, "/jobs/{job_id}/cancel", Class::Admin).strict(&[]),
+];
+
+/// All routes.
+pub fn all() -> impl Iterator<Item = &'static Route> {
+    OPEN_ROUTES.iter().chain(GUARDED_ROUTES)
+}
+
+/// What the path of a request names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matched {
+    /// The route.
+    pub(crate) route: &'static Route,
+    /// The workspace in its path.
+    pub(crate) workspace_id: Option<WorkspaceId>,
+    /// The job in its path.
+    pub(crate) job_id: Option<JobId>,
+}
+
+/// Finds the route of a request and reads the ids in its path, before any credential is looked at.
+///
+/// # Errors
+/// 404 without a route, 405 where the path is known under other methods, 400 for an id that is none.
+pub(crate) fn find(method: &Method, path: &str) -> ApiResult<Matched> {
+    // HEAD is GET without the body.
+    let wanted = if method == Method::HEAD {
+        Verb::Get.as_str()
+    } else {
+        method.as_str()
+    };
+    let mut other_methods = false;
+    for route in all() {
+        if !shape_matches(route.path, path) {
+            continue;
+        }
+        if route.verb.as_str() == wanted {
+            return read_ids(route, path);
+        }
+        other_methods = true;
+    }
+    Err(if other_methods {
+        ApiError::new(
+            poem::http::StatusCode::METHOD_NOT_ALLOWED,
+            "method not allowed",
+        )
+    } else {
+        ApiError::not_found("not found")
+    })
+}
+
+/// The pattern of a path for metrics, whatever its method.
+pub(crate) fn pattern(path: &str) -> &'static str {
+    all()
+        .find(|route| shape_matches(route.path, path))
+        .map_or("unmatched", |route| route.path)
+}
+
+fn shape_matches(pattern: &str, path: &str) -> bool {
+    let mut segments = path.split('/');
+    for wanted in pattern.split('/') {
+        match segments.next() {
+            Some(segment) if is_parameter(wanted) => {
+                if segment.is_empty() {
+                    return false;
+                }
+            }
+            Some(segment) if segment == wanted => {}
+            _ => return false,
+        }
+    }
+    segments.next().is_none()
+}
+
+fn read_ids(route: &'static Route, path: &str) -> ApiResult<Matched> {
+    let mut matched = Matched {
+        route,
+        workspace_id: None,
+        job_id: None,
+    };
+    for (wanted, segment) in route.path.split('/').zip(path.split('/')) {
+        match wanted {
+            "{id}" | "{workspace_id}" => {
+                let id = segment
+                    .parse()
+                    .map_err(|_| ApiError::bad_request("invalid workspace id"))?;
+                matched.workspace_id = Some(id);
+            }
+            "{job_id}" => {
+                let id = segment
+                    .parse()
+                    .map_err(|_| ApiError::bad_request("invalid job id"))?;
+                matched.job_id = Some(id);
+            }
+            _ => {}
+        }
+    }
+    Ok(matched)
+}
+
+fn is_parameter(segment: &str) -> bool {
+    segment.starts_with('{')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn open_routes_stand_in_their_list_and_nowhere_else() {
+        assert!(OPEN_ROUTES.iter().all(|route| route.class == Class::Open));
+        assert!(
+            GUARDED_ROUTES
+                .iter()
+                .all(|route| route.class != Class::Open)
+        );
+        let mut seen = HashSet::new();
+        for route in all() {
+            assert!(seen.insert((route.verb, route.path)), "{route:?} twice");
+        }
+    }
+
+    #[test]
+    fn every_parameter_is_an_id_that_is_read_before_anything_else() {
+        for route in all() {
+            for segment in route
+                .path
+                .split('/')
+                .filter(|segment| is_parameter(segment))
+            {
+                assert!(
+                    matches!(segment, "{id}" | "{workspace_id}" | "{job_id}"),
+                    "{segment} of {} is not checked",
+                    route.path
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_is_looked_up_as_it_stands() {
+        let id = "0b6f3c1e-4d2a-4c3b-9f00-0123456789ab";
+        let found = find(&Method::HEAD, &format!("/workspaces/{}", id.to_uppercase())).unwrap();
+        assert_eq!(found.workspace_id.unwrap().to_string(), id);
+        for (method, path, status) in [
+            (Method::GET, "/", 404),
+            (Method::GET, "/workspaces/", 404),
+            (Method::GET, "//workspaces", 404),
+            (Method::GET, "/workspaces/../metrics", 404),
+            (Method::GET, "/%77orkspaces", 404),
+            (Method::PUT, "/workspaces", 405),
+            (Method::GET, "/workspaces/nope", 400),
+            (
+                Method::GET,
+                "/workspaces/0b6f3c1e-4d2a-4c3b-9f00-0123456789a%62",
+                400,
+            ),
+            (Method::GET, "/jobs/nope", 400),
+        ] {
+            let error = find(&method, path).unwrap_err();
+            assert_eq!(error.status().as_u16(), status, "{path}");
+        }
+        assert_eq!(pattern(&format!("/jobs/{id}")), "/jobs/{job_id}");
+        assert_eq!(pattern("/nowhere"), "unmatched");
+    }
+}

@@ -1,0 +1,199 @@
+//! Workspaces (`spec: rest-api` §6.2): asking for them, looking at them, changing and deleting them.
+
+mod create;
+mod delete;
+mod logs;
+mod patch;
+mod view;
+
+use longshore_base::WorkspaceId;
+use longshore_fleet::status::WorkspaceStatus;
+use longshore_fleet::workspace::{Workspace, find_workspace, list_workspaces, patch_workspace};
+use poem::Request;
+use poem_openapi::OpenApi;
+use poem_openapi::param::{Path, Query};
+use poem_openapi::payload::Json;
+use serde_json::json;
+use uuid::Uuid;
+
+use self::create::{CreateWorkspaceRequest, CreateWorkspaceResponse};
+use self::delete::DeleteWorkspaceResponse;
+use self::logs::LogsResponse;
+use self::patch::{PatchWorkspaceRequest, PatchedWorkspace};
+use self::view::{WorkspaceDetail, WorkspaceEntry};
+use crate::auth::{AdminAccess, RelatedAccess, WorkspaceAccess};
+use crate::body::JsonBody;
+use crate::document::Tag;
+use crate::problem::{ApiError, ApiResult};
+use crate::state::{ApiState, Shared};
+
+const FAILED: &str = "query failed";
+
+pub(crate) struct WorkspacesApi;
+
+#[OpenApi(tag = "Tag::Workspaces")]
+impl WorkspacesApi {
+    /// Creates a workspace. A managed one is brought up by the job that the answer names.
+    #[oai(
+        path = "/workspaces",
+        method = "post",
+        operation_id = "create_workspace"
+    )]
+    async fn create_workspace(
+        &self,
+        access: AdminAccess,
+        state: Shared<'_>,
+        body: JsonBody<CreateWorkspaceRequest>,
+        request: &Request,
+    ) -> ApiResult<CreateWorkspaceResponse> {
+        create::create(&state, &access.0, body.0, request).await
+    }
+
+    /// Lists all workspaces that are not removed, oldest first.
+    #[oai(path = "/workspaces", method = "get", operation_id = "list_workspaces")]
+    async fn list_workspaces(
+        &self,
+        _access: AdminAccess,
+        state: Shared<'_>,
+    ) -> ApiResult<Json<Vec<WorkspaceEntry>>> {
+        let mut conn = state.connection(FAILED).await?;
+        let rows = list_workspaces(&mut conn)
+            .await
+            .map_err(|error| ApiError::fleet(error, FAILED))?;
+        Ok(Json(
+            rows.into_iter()
+                .map(|row| WorkspaceEntry::new(&state.fleet, row))
+                .collect(),
+        ))
+    }
+
+    /// Shows a workspace.
+    #[oai(
+        path = "/workspaces/:id",
+        method = "get",
+        operation_id = "get_workspace"
+    )]
+    async fn get_workspace(
+        &self,
+        _access: RelatedAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        /// `true` shows a removed one too.
+        include_removed: Query<Option<String>>,
+    ) -> ApiResult<Json<WorkspaceDetail>> {
+        let workspace = load(&state, WorkspaceId(id.0), FAILED).await?;
+        if workspace.status == WorkspaceStatus::Removed
+            && include_removed.0.as_deref() != Some("true")
+        {
+            return Err(removed(&workspace));
+        }
+        Ok(Json(WorkspaceDetail::new(&state.fleet, workspace)))
+    }
+
+    /// Changes fields of a workspace; those that are not named stay as they are.
+    #[oai(
+        path = "/workspaces/:id",
+        method = "patch",
+        operation_id = "update_workspace"
+    )]
+    async fn update_workspace(
+        &self,
+        access: WorkspaceAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        body: JsonBody<PatchWorkspaceRequest>,
+    ) -> ApiResult<Json<PatchedWorkspace>> {
+        const NOT_CHANGED: &str = "failed to update workspace";
+        let patch = body.0.into_patch(&access.0)?;
+        let mut tx = state.transaction(NOT_CHANGED).await?;
+        let patched = patch_workspace(&mut tx, &state.fleet, WorkspaceId(id.0), patch)
+            .await
+            .map_err(|error| patch::refuse(error, NOT_CHANGED))?;
+        tx.commit()
+            .await
+            .map_err(|error| ApiError::database(error, NOT_CHANGED))?;
+        Ok(Json(PatchedWorkspace::new(patched)))
+    }
+
+    /// Deletes a workspace and everything below it: the rows are marked at once, their containers are stopped by a job.
+    #[oai(
+        path = "/workspaces/:id",
+        method = "delete",
+        operation_id = "delete_workspace"
+    )]
+    async fn delete_workspace(
+        &self,
+        access: AdminAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        /// `true` deletes what is below as well.
+        confirm: Query<Option<String>>,
+        /// `true` would delete the rows for good.
+        purge: Query<Option<String>>,
+    ) -> ApiResult<DeleteWorkspaceResponse> {
+        let is_true = |value: Query<Option<String>>| value.0.as_deref() == Some("true");
+        delete::delete(
+            &state,
+            &access.0,
+            WorkspaceId(id.0),
+            is_true(confirm),
+            is_true(purge),
+        )
+        .await
+    }
+
+    /// Shows what a workspace's container wrote, or streams it with `follow`.
+    #[oai(
+        path = "/workspaces/:id/logs",
+        method = "get",
+        operation_id = "get_workspace_logs"
+    )]
+    async fn get_workspace_logs(
+        &self,
+        _access: WorkspaceAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        /// So many of the last lines, 1 to 10000; 200 unless it says otherwise.
+        tail: Query<Option<u32>>,
+        /// None older than this time.
+        since: Query<Option<longshore_base::Timestamp>>,
+        /// Goes on with what is written from now, as `text/event-stream`.
+        follow: Query<Option<bool>>,
+    ) -> ApiResult<LogsResponse> {
+        let id = WorkspaceId(id.0);
+        require_live(&state, id, FAILED).await?;
+        logs::read(&state, id, tail.0, since.0, follow.0.unwrap_or(false)).await
+    }
+}
+
+async fn load(state: &ApiState, id: WorkspaceId, failed: &'static str) -> ApiResult<Workspace> {
+    let mut conn = state.connection(failed).await?;
+    find_workspace(&mut conn, id)
+        .await
+        .map_err(|error| ApiError::fleet(error, failed))?
+        .ok_or_else(ApiError::workspace_not_found)
+}
+
+/// For routes below a workspace: it must be there and not be removed.
+pub(crate) async fn require_live(
+    state: &ApiState,
+    id: WorkspaceId,
+    failed: &'static str,
+) -> ApiResult<()> {
+    let workspace = load(state, id, failed).await?;
+    if workspace.status == WorkspaceStatus::Removed {
+        return Err(ApiError::workspace_removed());
+    }
+    Ok(())
+}
+
+fn removed(workspace: &Workspace) -> ApiError {
+    let error = ApiError::workspace_removed()
+        .member("id", workspace.id.to_string())
+        .member("status", workspace.status.as_str())
+        .member("removed_at", json!(workspace.removed_at));
+    match workspace.forwarded_to {
+        Some(successor) => error.member("forwarded_to", successor.to_string()),
+        None => error,
+    }
+}
