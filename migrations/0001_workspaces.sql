@@ -176,22 +176,6 @@ CREATE INDEX activity_logs_workspace_id_type_idx ON activity_logs (workspace_id,
 CREATE INDEX activity_logs_created_at_idx ON activity_logs (created_at);
 CREATE UNIQUE INDEX activity_logs_idempotency_key_uk ON activity_logs (workspace_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
--- Resources outside that may have been left behind (`spec: operations`, leaks).
-CREATE TABLE leaks (
-    id uuid CONSTRAINT leaks_pk PRIMARY KEY,
-    found_at timestamptz NOT NULL DEFAULT longshore_now(),
-    source text NOT NULL CHECK (source IN ('restart', 'pause', 'hibernate', 'purge', 'provision', 'sweep')),
-    workspace_id uuid,
-    backend text NOT NULL,
-    engine_id text,
-    resource text NOT NULL CHECK (resource IN ('container', 'volume', 'instance')),
-    resource_id text NOT NULL,
-    error text NOT NULL,
-    state text NOT NULL DEFAULT 'suspected'
-        CHECK (state IN ('suspected', 'confirmed', 'adopted', 'removed', 'gone', 'kept')),
-    resolved_at timestamptz
-);
-
 -- One owner at a time per reconciler and scope, taken by compare-and-set.
 CREATE TABLE reconcilers (
     name text NOT NULL,

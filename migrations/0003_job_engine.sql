@@ -131,17 +131,5 @@ CREATE TABLE workers (
     last_beat_at timestamptz NOT NULL DEFAULT longshore_now()
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
 
--- Calls that cannot be repeated: written before the call, closed after it. A successor that finds one open waits
--- until its limit has passed, asks the backend, and only then acts.
-CREATE TABLE job_intents (
-    job_id uuid NOT NULL,
-    token uuid NOT NULL,
-    call text NOT NULL,
-    started_at timestamptz NOT NULL DEFAULT longshore_now(),
-    limit_at timestamptz NOT NULL,
-    closed_at timestamptz,
-    CONSTRAINT job_intents_pk PRIMARY KEY (job_id, token, call)
-);
-
 -- Page ranges by deadline, so that looking for overdue jobs does not read the whole backlog.
 CREATE INDEX jobs_deadline_at_idx ON jobs USING brin (deadline_at) WITH (pages_per_range = 32, autosummarize = on);

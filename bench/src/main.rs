@@ -1,5 +1,6 @@
 //! Benchmarks: ours beside peers in the same run, printing ratios. Started by `./dev bench`, which brings the servers.
 
+mod provision;
 mod queue;
 mod servers;
 mod stats;
@@ -17,6 +18,8 @@ struct Arguments {
 enum Bench {
     /// The job engine: no-op jobs of an exclusive kind with distinct keys.
     Queue(queue::QueueArguments),
+    /// Workspaces through the whole system beside the same engine calls made raw.
+    Provision(provision::ProvisionArguments),
 }
 
 #[tokio::main]
@@ -29,5 +32,6 @@ async fn main() -> anyhow::Result<()> {
         .init();
     match Arguments::parse().bench {
         Bench::Queue(arguments) => queue::run(arguments).await,
+        Bench::Provision(arguments) => provision::run(arguments).await,
     }
 }
