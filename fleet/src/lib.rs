@@ -36,7 +36,7 @@ pub mod runtimes;
 pub mod secrets;
 pub mod templates;
 
-pub use config::{DeployMode, FleetConfig};
+pub use config::{DeployMode, FleetConfig, installation_id};
 pub use error::FleetError;
 pub use fleet::Fleet;
 pub use prepare::PrepareError;

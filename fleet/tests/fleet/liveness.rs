@@ -1,0 +1,143 @@
+use std::time::Duration;
+
+use longshore_base::WorkspaceId;
+use longshore_fleet::WorkspaceStatus;
+use longshore_fleet::liveness::{
+    Expiry, MassGuard, expire_external, expire_silent, list_running, mark_offline,
+};
+use longshore_fleet::workspace::NewWorkspace;
+use serde_json::json;
+
+use crate::setup::{Setup, external};
+
+const TTL: Duration = Duration::from_secs(180);
+
+async fn expire(setup: &Setup, guard: MassGuard) -> Expiry {
+    let mut tx = setup.begin().await;
+    let expiry = expire_silent(&mut tx, TTL, guard).await.unwrap();
+    tx.commit().await.unwrap();
+    expiry
+}
+
+async fn create_external(setup: &Setup) -> WorkspaceId {
+    let url = Some("https://8.8.8.8".into());
+    setup
+        .create(NewWorkspace {
+            url,
+            ..external("far")
+        })
+        .await
+        .id
+}
+
+#[tokio::test]
+async fn only_the_silent_that_are_up_go_offline() {
+    let setup = Setup::new().await;
+    let mut silent = Vec::new();
+    for status in WorkspaceStatus::ALL {
+        let id = setup.create_in("n", status).await.id;
+        if status.is_up() {
+            silent.push(id);
+        }
+    }
+    let far = create_external(&setup).await;
+    setup.db.advance(TTL + Duration::from_secs(1)).await;
+    let fresh = setup.create_in("fresh", WorkspaceStatus::Online).await.id;
+    silent.sort();
+    let Expiry::Expired(mut expired) = expire(&setup, MassGuard::DEFAULT).await else {
+        panic!("two silent ones are believed");
+    };
+    expired.sort();
+    assert_eq!(expired, silent);
+    for id in silent {
+        assert_eq!(setup.status(id).await, WorkspaceStatus::Offline);
+        assert_eq!(
+            setup.events_after(id, 1).await,
+            [("WORKSPACE_OFFLINE".to_owned(), json!({}))]
+        );
+    }
+    for id in [fresh, far] {
+        assert_eq!(setup.status(id).await, WorkspaceStatus::Online);
+    }
+    assert_eq!(
+        expire(&setup, MassGuard::DEFAULT).await,
+        Expiry::Expired(vec![])
+    );
+}
+
+#[tokio::test]
+async fn when_a_large_part_goes_silent_at_once_nobody_is_given_up() {
+    let setup = Setup::new().await;
+    for _ in 0..6 {
+        setup.create_in("n", WorkspaceStatus::Online).await;
+    }
+    setup.db.advance(TTL + Duration::from_secs(1)).await;
+    setup.create_in("fresh", WorkspaceStatus::Online).await;
+    assert_eq!(
+        expire(&setup, MassGuard::DEFAULT).await,
+        Expiry::TooMany {
+            stale: 6,
+            watched: 7
+        }
+    );
+    assert_eq!(
+        list_running(&mut *setup.conn().await).await.unwrap().len(),
+        7
+    );
+    let Expiry::Expired(expired) = expire(&setup, MassGuard::OFF).await else {
+        panic!("an operator's word counts");
+    };
+    assert_eq!(expired.len(), 6);
+}
+
+#[tokio::test]
+async fn external_ones_have_a_limit_of_their_own() {
+    let setup = Setup::new().await;
+    let far = create_external(&setup).await;
+    let awaited = setup.create(external("awaited")).await.id;
+    let managed = setup.create_in("n", WorkspaceStatus::Online).await.id;
+    let sweep = async || {
+        let mut tx = setup.begin().await;
+        let expiry = expire_external(&mut tx, TTL, MassGuard::DEFAULT)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        expiry
+    };
+    setup.db.advance(TTL - Duration::from_secs(10)).await;
+    assert_eq!(sweep().await, Expiry::Expired(vec![]));
+    setup.db.advance(Duration::from_secs(20)).await;
+    // It never beat, so it counts from its creation.
+    assert_eq!(sweep().await, Expiry::Expired(vec![far]));
+    assert_eq!(setup.status(awaited).await, WorkspaceStatus::AwaitingAgent);
+    assert_eq!(setup.status(managed).await, WorkspaceStatus::Online);
+}
+
+#[tokio::test]
+async fn a_container_found_gone_takes_its_workspace_offline_once() {
+    let setup = Setup::new().await;
+    for status in WorkspaceStatus::ALL {
+        let id = setup.create_in("n", status).await.id;
+        let mut tx = setup.begin().await;
+        let marked = mark_offline(&mut tx, id).await.unwrap();
+        assert!(!mark_offline(&mut tx, id).await.unwrap());
+        tx.commit().await.unwrap();
+        assert_eq!(marked, status.is_up(), "{status}");
+        assert_eq!(setup.events_after(id, 1).await.len(), usize::from(marked));
+    }
+}
+
+#[tokio::test]
+async fn the_health_check_sees_the_managed_ones_that_are_up() {
+    let setup = Setup::new().await;
+    let up = setup.create_in("up", WorkspaceStatus::Degraded).await;
+    setup.create_in("down", WorkspaceStatus::Offline).await;
+    create_external(&setup).await;
+    let running = list_running(&mut *setup.conn().await).await.unwrap();
+    assert_eq!(running.len(), 1);
+    assert_eq!(
+        (running[0].id, running[0].container_id.as_deref()),
+        (up.id, Some("c0ffee"))
+    );
+    assert_eq!(running[0].generation, up.provision_generation);
+}

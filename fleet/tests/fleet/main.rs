@@ -1,0 +1,18 @@
+//! The fleet against a real Postgres, a database per test.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod access;
+mod activity;
+mod create;
+mod environment;
+mod inbound_secret;
+mod liveness;
+mod patch;
+mod provisioning;
+mod registry;
+mod remove;
+mod setup;
+mod sql_text;
+mod status;
+mod tokens;
