@@ -12,6 +12,8 @@ use crate::templates::CONFIG_FILE;
 use crate::workspace::Workspace;
 
 const GENERATED_MODE: u32 = 0o644;
+/// A template is prompts and scripts. All of it is held in memory on its way, several at a time.
+const MAX_TREE_BYTES: u64 = 64 << 20;
 /// Shell, Python and Markdown files that were edited on Windows would not run in the container.
 const UNIX_LINES: [&str; 3] = ["sh", "py", "md"];
 
@@ -110,16 +112,24 @@ pub fn files(
         }
         ConfigSource::Template { label, directory } => {
             let mut files = Vec::new();
-            read_tree(directory, "", &mut files).map_err(|source| PrepareError::Template {
-                template: label.clone(),
-                source,
+            let mut left = MAX_TREE_BYTES;
+            read_tree(directory, "", &mut left, &mut files).map_err(|source| {
+                PrepareError::Template {
+                    template: label.clone(),
+                    source,
+                }
             })?;
             Ok(files)
         }
     }
 }
 
-fn read_tree(directory: &Path, prefix: &str, files: &mut Vec<ConfigFile>) -> std::io::Result<()> {
+fn read_tree(
+    directory: &Path,
+    prefix: &str,
+    left: &mut u64,
+    files: &mut Vec<ConfigFile>,
+) -> std::io::Result<()> {
     let mut entries: Vec<_> = std::fs::read_dir(directory)?.collect::<Result<_, _>>()?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
@@ -131,10 +141,14 @@ fn read_tree(directory: &Path, prefix: &str, files: &mut Vec<ConfigFile>) -> std
         let path = format!("{prefix}{name}");
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            read_tree(&entry.path(), &format!("{path}/"), files)?;
+            read_tree(&entry.path(), &format!("{path}/"), left, files)?;
         } else if kind.is_file() {
+            let meta = entry.metadata()?;
+            *left = left.checked_sub(meta.len()).ok_or_else(|| {
+                std::io::Error::other("the template's files are more than 64 MiB together")
+            })?;
             files.push(ConfigFile {
-                mode: entry.metadata()?.permissions().mode() & 0o777,
+                mode: meta.permissions().mode() & 0o777,
                 bytes: with_unix_lines(&path, std::fs::read(entry.path())?),
                 path,
             });

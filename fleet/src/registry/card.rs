@@ -7,7 +7,6 @@ use sqlx::PgConnection;
 
 use super::gate::{Call, GateError, Presented, pass};
 use super::register::{RegisterError, holds_nul};
-use crate::status::Change;
 use crate::status::WorkspaceStatus;
 use crate::{Fleet, FleetError};
 
@@ -27,11 +26,10 @@ pub async fn update_card(
         return Err(RegisterError::InvalidCard);
     }
     let done = sqlx::query!(
-        "UPDATE workspaces SET agent_card = $2, updated_at = longshore_now() WHERE id = $1 AND status = ANY($3)",
+        "UPDATE workspaces SET agent_card = $2, updated_at = longshore_now() WHERE id = $1 AND status <> $3",
         id as WorkspaceId,
         agent_card,
-        // A card changes no status; it may be written wherever a delete could still come.
-        Change::Deleted.sources() as Vec<WorkspaceStatus>,
+        WorkspaceStatus::Removed as WorkspaceStatus,
     )
     .execute(&mut *tx)
     .await?;

@@ -59,21 +59,15 @@ pub(super) enum Call {
     Other,
 }
 
-/// What the judgement depends on.
+/// What the judgement of a call without the workspace's own token depends on.
 #[derive(Clone, Copy, Debug)]
 struct Facts {
     status: WorkspaceStatus,
     has_live: bool,
     ever_issued: bool,
     dev_mode: bool,
-    bearer: Bearer,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bearer {
-    Absent,
-    Own,
-    Foreign,
+    /// It came with a bearer, which is not a live token of this workspace.
+    wrong_bearer: bool,
 }
 
 /// A call that is served.
@@ -95,35 +89,34 @@ pub(super) async fn pass(
     if workspace.status == Removed {
         return Err(GateError::Removed);
     }
+    // The usual case first: one query tells all.
+    if let Presented::Bearer(token) = presented
+        && tokens::verify_workspace_token(conn, token.expose()).await? == Some(id)
+    {
+        return Ok(Passed {
+            workspace,
+            has_live: true,
+        });
+    }
     let has_live = tokens::has_live(conn, id).await?;
-    let bearer = match presented {
+    let wrong_bearer = match presented {
         Presented::Operator => {
             return Ok(Passed {
                 workspace,
                 has_live,
             });
         }
-        Presented::Nothing => Bearer::Absent,
-        Presented::Bearer(token) => {
-            let owner = tokens::verify_workspace_token(conn, token.expose()).await?;
-            if owner == Some(id) {
-                Bearer::Own
-            } else {
-                Bearer::Foreign
-            }
-        }
+        Presented::Nothing => false,
+        Presented::Bearer(_) => true,
     };
-    let ever_issued = has_live || tokens::ever_issued(conn, id).await?;
-    judge(
-        call,
-        Facts {
-            status: workspace.status,
-            has_live,
-            ever_issued,
-            dev_mode: fleet.config.dev_mode,
-            bearer,
-        },
-    )?;
+    let facts = Facts {
+        status: workspace.status,
+        has_live,
+        ever_issued: has_live || tokens::ever_issued(conn, id).await?,
+        dev_mode: fleet.config.dev_mode,
+        wrong_bearer,
+    };
+    judge(call, facts)?;
     Ok(Passed {
         workspace,
         has_live,
@@ -134,11 +127,10 @@ fn judge(call: Call, facts: Facts) -> Result<(), GateError> {
     // A first registration has nothing to show. A running workspace whose tokens were all revoked has had its first, or
     // revoking would be a way to take it over.
     let first = matches!(facts.status, Provisioning | Failed) || !facts.ever_issued;
-    match (facts.has_live, facts.bearer) {
-        (true, Bearer::Own) => Ok(()),
-        (true, Bearer::Foreign) => Err(GateError::InvalidToken),
-        (true, Bearer::Absent) if facts.dev_mode => Ok(()),
-        (true, Bearer::Absent) => Err(GateError::MissingToken),
+    match (facts.has_live, facts.wrong_bearer) {
+        (true, true) => Err(GateError::InvalidToken),
+        (true, false) if facts.dev_mode => Ok(()),
+        (true, false) => Err(GateError::MissingToken),
         (false, _) if facts.dev_mode || (call == Call::Register && first) => Ok(()),
         (false, _) => Err(GateError::MissingToken),
     }
@@ -160,41 +152,38 @@ mod tests {
 
     #[test]
     fn only_a_first_registration_comes_without_a_token() {
-        use Bearer::{Absent, Foreign, Own};
         use Call::{Other, Register};
         let table = [
-            // call, status, live, ever issued, bearer → verdict, and in dev mode
-            (Register, Provisioning, false, false, Absent, "ok", "ok"),
-            (Register, Provisioning, false, true, Absent, "ok", "ok"),
-            (Register, Failed, false, true, Foreign, "ok", "ok"),
-            (Register, Online, false, false, Absent, "ok", "ok"),
-            (Register, Online, false, true, Absent, "missing", "ok"),
-            (Register, Offline, false, true, Foreign, "missing", "ok"),
-            (Register, Provisioning, true, true, Absent, "missing", "ok"),
+            // Call, status, live, ever issued, wrong bearer → verdict, and in dev mode.
+            (Register, Provisioning, false, false, false, "ok", "ok"),
+            (Register, Provisioning, false, true, false, "ok", "ok"),
+            (Register, Failed, false, true, true, "ok", "ok"),
+            (Register, Online, false, false, false, "ok", "ok"),
+            (Register, Online, false, true, false, "missing", "ok"),
+            (Register, Offline, false, true, true, "missing", "ok"),
+            (Register, Provisioning, true, true, false, "missing", "ok"),
             (
                 Register,
                 Provisioning,
                 true,
                 true,
-                Foreign,
+                true,
                 "invalid",
                 "invalid",
             ),
-            (Register, Provisioning, true, true, Own, "ok", "ok"),
-            (Other, Provisioning, false, false, Absent, "missing", "ok"),
-            (Other, Online, false, true, Foreign, "missing", "ok"),
-            (Other, Online, true, true, Own, "ok", "ok"),
-            (Other, Online, true, true, Foreign, "invalid", "invalid"),
-            (Other, Online, true, true, Absent, "missing", "ok"),
+            (Other, Provisioning, false, false, false, "missing", "ok"),
+            (Other, Online, false, true, true, "missing", "ok"),
+            (Other, Online, true, true, true, "invalid", "invalid"),
+            (Other, Online, true, true, false, "missing", "ok"),
         ];
-        for (call, status, has_live, ever_issued, bearer, strict, relaxed) in table {
+        for (call, status, has_live, ever_issued, wrong_bearer, strict, relaxed) in table {
             for (dev_mode, expected) in [(false, strict), (true, relaxed)] {
                 let facts = Facts {
                     status,
                     has_live,
                     ever_issued,
                     dev_mode,
-                    bearer,
+                    wrong_bearer,
                 };
                 assert_eq!(verdict(call, facts), expected, "{call:?} {facts:?}");
             }

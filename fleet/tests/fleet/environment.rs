@@ -240,6 +240,27 @@ async fn the_configuration_comes_from_the_named_template_a_default_or_nowhere() 
 }
 
 #[tokio::test]
+async fn a_template_too_large_for_memory_is_refused_unread() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "lead/config.yaml", "name: Lead\n");
+    let large = std::fs::File::create(root.path().join("lead/large.bin")).unwrap();
+    large.set_len(65 << 20).unwrap();
+    let setup = Setup::with(FleetConfig {
+        configs_dir: Some(root.path().to_owned()),
+        ..config()
+    })
+    .await;
+    let new = NewWorkspace {
+        template: Some("lead".into()),
+        ..named("n")
+    };
+    let workspace = setup.create(new).await;
+    let source = config_source::resolve(&setup.fleet, &workspace).unwrap();
+    let refused = config_source::files(&setup.fleet, &workspace, &source, None).unwrap_err();
+    assert_eq!(refused.public(), "provisioning failed");
+}
+
+#[tokio::test]
 async fn the_generated_configuration_has_its_keys_in_order() {
     let setup = Setup::new().await;
     let generated = |workspace: &Workspace, model: Option<&str>| {
