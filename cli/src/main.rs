@@ -1,2 +1,132 @@
-//! The `longshore` binary.
-fn main() {}
+//! The `longshore` binary: the servers of the control plane, and the operator's commands, which are clients of its API.
+//!
+//! Configuration is read here and only here ([`settings`]); everything below gets it as values.
+
+mod assembly;
+mod client;
+mod commands;
+mod exit;
+mod listen;
+mod logging;
+mod output;
+mod settings;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use longshore_base::redact::Redactor;
+
+use commands::{api, completions, config, jobs, migrate, openapi, up, worker, workspaces};
+use exit::Exit;
+use settings::log::LogSettings;
+use settings::reflect;
+
+/// Control plane for fleets of AI-agent workspaces.
+#[derive(Parser, Debug)]
+#[command(name = "longshore", version, after_help = exit::HELP, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: LogSettings,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run everything on this machine: Postgres and Redis of its own, API, worker.
+    Up(Box<up::UpArgs>),
+    /// Run an API server.
+    Api(Box<api::ApiArgs>),
+    /// Run a worker.
+    Worker(Box<worker::WorkerArgs>),
+    /// Bring the database's schema to this version.
+    Migrate(migrate::MigrateArgs),
+    /// Print the API description.
+    Openapi,
+    /// Explain every setting.
+    Config(config::ConfigArgs),
+    /// Create, list, show and delete workspaces.
+    Workspaces(workspaces::WorkspacesArgs),
+    /// List, show, follow and cancel jobs.
+    Jobs(jobs::JobsArgs),
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+}
+
+fn main() -> ExitCode {
+    let definition = Cli::command();
+    let matches = reflect::without_empty_variables(definition.clone()).get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let ended = run(cli, &definition, &matches);
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("longshore: {error:#}");
+            exit::of_error(&error).into()
+        }
+    }
+}
+
+fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyhow::Result<Exit> {
+    let redactor = Redactor::default();
+    logging::start(&cli.log, &redactor)?;
+    if let Some((name, values)) = matches.subcommand()
+        && let Some(command) = definition.find_subcommand(name)
+    {
+        reflect::log_values(command, values);
+    }
+    // The one TLS provider of everything below; set once, so that no library has to guess.
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        anyhow::bail!("the TLS provider was already chosen");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(async {
+        match cli.command {
+            Command::Up(args) => Box::pin(up::run(*args, redactor)).await,
+            Command::Api(args) => Box::pin(api::run(*args, redactor)).await,
+            Command::Worker(args) => Box::pin(worker::run(*args, redactor)).await,
+            Command::Migrate(args) => migrate::run(args).await,
+            Command::Openapi => openapi::run(),
+            Command::Config(args) => config::run(&args, definition),
+            Command::Workspaces(args) => Box::pin(workspaces::run(args)).await,
+            Command::Jobs(args) => Box::pin(jobs::run(args)).await,
+            Command::Completions(args) => Ok(completions::run(&args, definition.clone())),
+        }
+    });
+    // What still runs then has been told to stop and was given its time.
+    runtime.shutdown_background();
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_setting_is_documented() {
+        let mut definition = Cli::command();
+        definition.build();
+        definition.clone().debug_assert();
+        let settings = reflect::server_settings(&definition);
+        assert!(settings.len() > 30, "{}", settings.len());
+        for setting in settings {
+            assert!(
+                setting.meaning.len() > 20,
+                "{}: {}",
+                setting.flag,
+                setting.meaning
+            );
+            assert_ne!(setting.group, "Other", "{} has no group", setting.flag);
+            assert!(setting.env.is_some(), "{} has no variable", setting.flag);
+        }
+    }
+}

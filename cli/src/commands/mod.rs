@@ -1,0 +1,12 @@
+//! One file per command. Server commands (`up`, `api`, `worker`, `migrate`) join the crates below; the operator's
+//! commands are clients of the API and know nothing of them.
+
+pub(crate) mod api;
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod jobs;
+pub(crate) mod migrate;
+pub(crate) mod openapi;
+pub(crate) mod up;
+pub(crate) mod worker;
+pub(crate) mod workspaces;

@@ -1,0 +1,81 @@
+//! `longshore worker`: a worker for deployments; any number of them beside each other.
+
+use std::time::Duration;
+
+use clap::Args;
+use longshore_base::redact::Redactor;
+
+use crate::assembly::{self, Core, CoreSettings, MetricsPage};
+use crate::exit::Exit;
+use crate::settings::database::DatabaseSettings;
+use crate::settings::docker::DockerSettings;
+use crate::settings::fleet::FleetSettings;
+use crate::settings::metrics::MetricsSettings;
+use crate::settings::redis::RedisSettings;
+use crate::settings::security::SecuritySettings;
+use crate::settings::worker::WorkerSettings;
+use crate::signals::StopSignals;
+
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Arguments of `longshore worker`.
+#[derive(Args, Debug)]
+pub(crate) struct WorkerArgs {
+    /// Port of the API servers, where no address for agents is given.
+    #[arg(
+        long = "port",
+        env = "PORT",
+        value_name = "PORT",
+        default_value_t = 8080,
+        help_heading = "API"
+    )]
+    port: u16,
+    #[command(flatten)]
+    worker: WorkerSettings,
+    #[command(flatten)]
+    metrics: MetricsSettings,
+    #[command(flatten)]
+    security: SecuritySettings,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    #[command(flatten)]
+    redis: RedisSettings,
+    #[command(flatten)]
+    fleet: FleetSettings,
+    #[command(flatten)]
+    docker: DockerSettings,
+}
+
+/// Works until told to stop.
+pub(crate) async fn run(mut args: WorkerArgs, redactor: Redactor) -> anyhow::Result<Exit> {
+    let mut signals = StopSignals::listen()?;
+    let security = args.security.for_worker()?;
+    let metrics_listener = assembly::bind_metrics(args.metrics).await?;
+    let metrics = MetricsPage::start()?;
+    let pools = assembly::connect(&args.database, "worker").await?;
+    let docker = assembly::connect_docker(&args.docker, &mut args.fleet, &pools).await?;
+    let backends = docker.backends_whenever(&args.fleet);
+    let settings = CoreSettings {
+        security,
+        redis: args.redis,
+        fleet: args.fleet,
+        worker: args.worker.clone(),
+        port: args.port,
+    };
+    let core = Core::build(settings, pools, backends, redactor)?;
+    let mut worker = core.run_worker(&args.worker).await?;
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(assembly::serve_metrics(metrics, listener));
+    }
+    tokio::select! {
+        error = worker.died() => return Err(error),
+        signal = signals.next() => tracing::info!(signal, "stopping"),
+    }
+    tokio::select! {
+        () = worker.stop(args.worker.grace.unwrap_or(GRACE)) => Ok(Exit::Done),
+        signal = signals.next() => {
+            tracing::warn!(signal, "ending now");
+            Ok(Exit::Failed)
+        }
+    }
+}

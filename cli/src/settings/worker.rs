@@ -1,0 +1,104 @@
+//! Workers: how much runs at once, when one counts as gone, and how long a stopping one may take.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{SettingError, parse};
+
+/// Settings of workers.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Workers")]
+pub(crate) struct WorkerSettings {
+    /// Provisions one worker runs at once on its Docker engine, 1 to 64. More than the engine has use for only makes
+    /// each of them slower.
+    #[arg(
+        long = "provision-concurrency",
+        env = "PROVISION_CONCURRENCY_DOCKER",
+        value_name = "N",
+        default_value_t = 8,
+        value_parser = clap::value_parser!(u16).range(1..=64)
+    )]
+    pub(crate) provision_concurrency: u16,
+
+    /// Seconds a worker that was told to stop lets its jobs end or be handed back. Unset: 8 under `up`, 30 elsewhere.
+    #[arg(
+        long = "worker-grace",
+        env = "LONGSHORE_WORKER_GRACE_SECONDS",
+        value_name = "SECONDS",
+        value_parser = parse::seconds
+    )]
+    pub(crate) grace: Option<Duration>,
+
+    /// Seconds between two beats of a worker.
+    #[arg(
+        long = "worker-beat",
+        env = "LONGSHORE_WORKER_BEAT_SECONDS",
+        value_name = "SECONDS",
+        default_value = "3",
+        value_parser = parse::seconds
+    )]
+    beat_every: Duration,
+
+    /// Seconds without a confirmed beat after which a worker stops its own jobs; more than two beats.
+    #[arg(
+        long = "worker-lost-after",
+        env = "LONGSHORE_WORKER_LOST_AFTER_SECONDS",
+        value_name = "SECONDS",
+        default_value = "7",
+        value_parser = parse::seconds
+    )]
+    lost_after: Duration,
+
+    /// Seconds without a beat after which others take its jobs over; more than it needs to stop them itself.
+    #[arg(
+        long = "worker-dead-after",
+        env = "LONGSHORE_WORKER_DEAD_AFTER_SECONDS",
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = parse::seconds
+    )]
+    dead_after: Duration,
+
+    /// Seconds of silence after which an external agent counts as away.
+    #[arg(
+        long = "external-stale-after",
+        env = "REMOTE_LIVENESS_STALE_AFTER",
+        value_name = "SECONDS",
+        default_value = "90",
+        value_parser = parse::seconds
+    )]
+    pub(crate) external_stale_after: Duration,
+}
+
+/// When a worker counts as gone; known to fit together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WorkerTimes {
+    pub(crate) beat_every: Duration,
+    pub(crate) lost_after: Duration,
+    pub(crate) dead_after: Duration,
+}
+
+impl WorkerSettings {
+    /// The times, refused where a worker could be declared dead while it still works.
+    pub(crate) fn times(&self) -> Result<WorkerTimes, SettingError> {
+        let times = WorkerTimes {
+            beat_every: self.beat_every,
+            lost_after: self.lost_after,
+            dead_after: self.dead_after,
+        };
+        if times.lost_after <= times.beat_every * 2 {
+            return Err(SettingError::new(
+                "LONGSHORE_WORKER_LOST_AFTER_SECONDS",
+                "must be more than two beats (LONGSHORE_WORKER_BEAT_SECONDS)",
+            ));
+        }
+        if times.dead_after <= times.lost_after {
+            return Err(SettingError::new(
+                "LONGSHORE_WORKER_DEAD_AFTER_SECONDS",
+                "must be more than LONGSHORE_WORKER_LOST_AFTER_SECONDS, or a worker is replaced while it still works",
+            ));
+        }
+        Ok(times)
+    }
+}

@@ -1,0 +1,142 @@
+//! Settings at start: what does not parse refuses, in one sentence, without showing secrets.
+
+use crate::process::{longshore, run};
+
+const KEY: &str = "01234567890123456789012345678901";
+const TOKEN: &str = "a-token-of-enough-characters";
+
+/// Runs a server command that must refuse to start because of its settings; answers the sentence.
+fn refusal(command: &str, settings: &[(&str, &str)]) -> String {
+    let (code, out, err) = run(longshore().arg(command).envs(settings.iter().copied()));
+    assert_eq!(code, Some(2), "{out}{err}");
+    assert_eq!(out, "");
+    err
+}
+
+#[test]
+fn an_api_does_not_start_without_an_admin_token_or_a_sealing_key() {
+    let err = refusal("api", &[("SECRETS_ENCRYPTION_KEY", KEY)]);
+    assert!(err.starts_with("longshore: ADMIN_TOKEN: not set"), "{err}");
+    let err = refusal("api", &[("ADMIN_TOKEN", TOKEN)]);
+    assert!(
+        err.starts_with("longshore: SECRETS_ENCRYPTION_KEY: not set"),
+        "{err}"
+    );
+    let err = refusal("worker", &[]);
+    assert!(
+        err.starts_with("longshore: SECRETS_ENCRYPTION_KEY: not set"),
+        "{err}"
+    );
+    // The production environment changes nothing of that, and an empty variable is an unset one.
+    let err = refusal(
+        "api",
+        &[
+            ("SECRETS_ENCRYPTION_KEY", KEY),
+            ("ADMIN_TOKEN", ""),
+            ("LONGSHORE_ENV", "production"),
+        ],
+    );
+    assert!(err.starts_with("longshore: ADMIN_TOKEN: not set"), "{err}");
+}
+
+#[test]
+fn a_setting_that_does_not_parse_is_named_and_a_secret_one_is_not_shown() {
+    for (name, value) in [
+        ("LONGSHORE_MAX_TIER", "9"),
+        ("RATE_LIMIT", "0"),
+        ("LONGSHORE_LIVENESS_TTL_SECONDS", "soon"),
+        ("TRUSTED_PROXIES", "proxy"),
+        ("PLATFORM_URL", "localhost:8080"),
+        ("LONGSHORE_IN_DOCKER", "maybe"),
+        ("LONGSHORE_LISTEN", "somewhere"),
+        ("LONGSHORE_LOG_FORMAT", "xml"),
+        ("LONGSHORE_LOG", "info,,=,"),
+        ("LONGSHORE_ENV", "devel"),
+    ] {
+        let err = refusal(
+            "api",
+            &[
+                (name, value),
+                ("ADMIN_TOKEN", TOKEN),
+                ("SECRETS_ENCRYPTION_KEY", KEY),
+            ],
+        );
+        let flag = name
+            .trim_start_matches("LONGSHORE_")
+            .trim_end_matches("_SECONDS")
+            .to_lowercase()
+            .replace('_', "-");
+        assert!(
+            err.contains(name) || err.contains(&flag),
+            "{name} is not named: {err}"
+        );
+    }
+    let err = refusal(
+        "migrate",
+        &[("DATABASE_URL", "mysql://me:hunter2-hunter2@host/db")],
+    );
+    assert!(err.contains("DATABASE_URL"), "{err}");
+    assert!(!err.contains("hunter2"), "{err}");
+}
+
+#[test]
+fn values_in_force_are_logged_without_secrets() {
+    let (code, _, err) = run(longshore()
+        .arg("migrate")
+        .env("LONGSHORE_LOG", "debug")
+        .env("LONGSHORE_DATABASE_CONNECTIONS", "7")
+        .env(
+            "DATABASE_URL",
+            "postgres://me:hunter2-hunter2@127.0.0.1:1/db",
+        ));
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("LONGSHORE_DATABASE_CONNECTIONS"), "{err}");
+    assert!(
+        err.contains("cannot connect to Postgres at 127.0.0.1:1"),
+        "{err}"
+    );
+    assert!(!err.contains("hunter2"), "{err}");
+}
+
+#[test]
+fn the_reference_names_every_setting_with_its_default() {
+    let (code, out, _) = run(longshore().args(["config", "--json"]));
+    assert_eq!(code, Some(0));
+    let settings: Vec<serde_json::Value> = serde_json::from_str(&out).unwrap();
+    let find = |name: &str| {
+        settings
+            .iter()
+            .find(|setting| setting["env"] == name)
+            .unwrap_or_else(|| panic!("{name} is not in the reference"))
+    };
+    assert_eq!(find("LONGSHORE_MAX_TIER")["default"], "2");
+    assert_eq!(find("ADMIN_TOKEN")["secret"], true);
+    assert_eq!(
+        find("LONGSHORE_DATA")["commands"],
+        serde_json::json!(["up"])
+    );
+    assert_eq!(
+        find("DATABASE_URL")["commands"].as_array().unwrap().len(),
+        4
+    );
+
+    let (code, page, _) = run(longshore().args(["config", "--markdown"]));
+    assert_eq!(code, Some(0));
+    for setting in &settings {
+        let env = setting["env"].as_str().unwrap();
+        assert!(
+            page.contains(&format!("`{env}`")),
+            "{env} is not in the page"
+        );
+    }
+}
+
+#[test]
+fn a_value_in_the_environment_does_not_change_the_reference() {
+    let (_, plain, _) = run(longshore().args(["config", "--markdown"]));
+    let (_, set, _) = run(longshore()
+        .args(["config", "--markdown"])
+        .env("LONGSHORE_MAX_TIER", "4")
+        .env("ADMIN_TOKEN", TOKEN));
+    assert_eq!(plain, set);
+}
