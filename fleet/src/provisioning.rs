@@ -57,7 +57,8 @@ pub struct Started {
 /// Begins an attempt: takes a new generation and starts its clock. Safe to repeat; each call is a new attempt.
 ///
 /// A workspace that is up although no container was ever recorded for its generation is begun anew: whoever started it
-/// died before it could write down what, and its agent was faster than the successor.
+/// died before it could write down what, and its agent was faster than the successor. It goes back to waiting, with the
+/// event of that.
 ///
 /// # Errors
 /// [`FleetError`].
@@ -80,6 +81,9 @@ pub async fn begin(tx: &mut PgConnection, id: WorkspaceId) -> Result<Begin, Flee
     )
     .execute(&mut *tx)
     .await?;
+    if workspace.status != WorkspaceStatus::Provisioning {
+        append_provisioning(tx, &workspace).await?;
+    }
     Ok(Begin::Go(Box::new(load_workspace(tx, id).await?)))
 }
 
@@ -87,6 +91,7 @@ fn is_up_unrecorded(workspace: &Workspace) -> bool {
     use WorkspaceStatus::{Degraded, Offline, Online};
     matches!(workspace.status, Online | Degraded | Offline)
         && workspace.container_id.is_none()
+        && workspace.instance_id.is_none()
         && workspace.provision_generation > 0
 }
 
@@ -115,10 +120,7 @@ pub async fn reopen(tx: &mut PgConnection, id: WorkspaceId) -> Result<Begin, Fle
     if done.rows_affected() == 0 {
         return Ok(Begin::NotWanted(NotWanted::Status(workspace.status)));
     }
-    let payload = json!({
-        "name": workspace.name, "tier": workspace.tier, "runtime": workspace.runtime,
-    });
-    append_event(tx, id, names::WORKSPACE_PROVISIONING, payload).await?;
+    append_provisioning(tx, &workspace).await?;
     Ok(Begin::Go(Box::new(load_workspace(tx, id).await?)))
 }
 
@@ -286,6 +288,16 @@ async fn list_overdue(
         (row.age_secs > timeout.as_secs_f64()).then_some((overdue, row.provision_generation))
     });
     Ok(overdue.collect())
+}
+
+async fn append_provisioning(
+    tx: &mut PgConnection,
+    workspace: &Workspace,
+) -> Result<(), FleetError> {
+    let payload = json!({
+        "name": workspace.name, "tier": workspace.tier, "runtime": workspace.runtime,
+    });
+    append_event(tx, workspace.id, names::WORKSPACE_PROVISIONING, payload).await
 }
 
 async fn append_failed(

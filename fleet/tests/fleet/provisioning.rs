@@ -87,6 +87,25 @@ async fn an_agent_that_registered_first_does_not_keep_its_start_from_being_recor
 }
 
 #[tokio::test]
+async fn an_agent_that_is_up_without_a_recorded_start_is_begun_anew() {
+    let setup = Setup::new().await;
+    let id = setup.create(named("n")).await.id;
+    go(&setup, id).await;
+    // The worker died between start and record; the agent registered all the same.
+    setup.write_status(id, WorkspaceStatus::Online).await;
+    let again = go(&setup, id).await;
+    assert_eq!(again.status, WorkspaceStatus::Provisioning);
+    assert_eq!(again.provision_generation, 2);
+    assert_eq!(
+        setup.events_after(id, 1).await,
+        [(
+            "WORKSPACE_PROVISIONING".to_owned(),
+            json!({ "name": "n", "tier": 2, "runtime": "claude-code" })
+        )]
+    );
+}
+
+#[tokio::test]
 async fn only_what_waits_to_come_up_is_begun() {
     let setup = Setup::new().await;
     let verdict = async |id| {
