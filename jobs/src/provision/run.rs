@@ -135,7 +135,14 @@ impl ProvisionExecutor {
             )
             .await
             {
-                Ok(spec) => tx.commit().await.map(|()| spec)?,
+                Ok(spec) => {
+                    if let Err(fenced) = tx.commit().await {
+                        // The inbound secret just made was remembered, but may not have been stored.
+                        self.fleet.inbound_secrets.reset();
+                        return Err(fenced.into());
+                    }
+                    spec
+                }
                 Err(error) => {
                     drop(tx);
                     return Err(self.refused(ctx, &workspace, &error).await);
