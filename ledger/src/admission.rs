@@ -94,9 +94,9 @@ async fn admit_when_poked(inner: Arc<Inner>, queue: String, wake: Arc<Notify>) {
         loop {
             match admit(&inner.pool, &queue).await {
                 Ok(pass) => {
-                    failpoint::hit("admit.committed").await;
                     let more = pass.more;
                     if !pass.admitted.is_empty() {
+                        failpoint::hit("admit.committed").await;
                         metrics::counter!("longshore_jobs_admitted_total", "queue" => queue.clone())
                             .increment(pass.admitted.len() as u64);
                         inner.hints.publish(&queue, &pass.admitted).await;
