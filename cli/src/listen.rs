@@ -27,7 +27,15 @@ pub(crate) struct ListenSettings {
     )]
     pub(crate) listen: Vec<SocketAddr>,
 
-    /// Port of the API, where no address is given.
+    #[command(flatten)]
+    pub(crate) port: PortSettings,
+}
+
+/// The port alone: of a worker too, which hands the API's address to agents.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "API")]
+pub(crate) struct PortSettings {
+    /// Port of the API where no address is given; in the address agents are given where no platform URL is set.
     #[arg(
         long = "port",
         env = "PORT",
@@ -41,7 +49,7 @@ impl ListenSettings {
     /// The addresses, with a default host.
     pub(crate) fn addresses(&self, host: IpAddr) -> Vec<SocketAddr> {
         if self.listen.is_empty() {
-            return vec![SocketAddr::new(host, self.port)];
+            return vec![SocketAddr::new(host, self.port.port)];
         }
         self.listen.clone()
     }

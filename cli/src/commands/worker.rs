@@ -7,6 +7,7 @@ use longshore_base::redact::Redactor;
 
 use crate::assembly::{self, Core, CoreSettings, MetricsPage};
 use crate::exit::Exit;
+use crate::listen::PortSettings;
 use crate::settings::database::DatabaseSettings;
 use crate::settings::docker::DockerSettings;
 use crate::settings::fleet::FleetSettings;
@@ -21,15 +22,8 @@ const GRACE: Duration = Duration::from_secs(30);
 /// Arguments of `longshore worker`.
 #[derive(Args, Debug)]
 pub(crate) struct WorkerArgs {
-    /// Port of the API servers, where no address for agents is given.
-    #[arg(
-        long = "port",
-        env = "PORT",
-        value_name = "PORT",
-        default_value_t = 8080,
-        help_heading = "API"
-    )]
-    port: u16,
+    #[command(flatten)]
+    port: PortSettings,
     #[command(flatten)]
     worker: WorkerSettings,
     #[command(flatten)]
@@ -60,7 +54,7 @@ pub(crate) async fn run(mut args: WorkerArgs, redactor: Redactor) -> anyhow::Res
         redis: args.redis,
         fleet: args.fleet,
         worker: args.worker.clone(),
-        port: args.port,
+        port: args.port.port,
     };
     let core = Core::build(settings, pools, backends, redactor)?;
     let mut worker = core.run_worker(&args.worker).await?;

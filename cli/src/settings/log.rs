@@ -12,7 +12,7 @@ pub(crate) struct LogSettings {
         long = "log",
         env = "LONGSHORE_LOG",
         value_name = "FILTER",
-        default_value = "info",
+        default_value = "info,sqlx=warn,poem=warn",
         global = true
     )]
     pub(crate) filter: String,

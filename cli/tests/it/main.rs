@@ -7,5 +7,6 @@
 
 mod client;
 mod process;
+mod schema;
 mod settings;
 mod up;
