@@ -82,35 +82,33 @@ pub(crate) fn explorer_page() -> String {
     PAGE.clone()
 }
 
-/// poem-openapi writes the parameter `charset` into the media type of JSON answers, which generators take for another type.
+/// poem-openapi writes media types with their parameters (`; charset=utf-8`), which generators take for other types.
 fn tidy(spec: &str) -> String {
     let Ok(mut document) = serde_json::from_str::<Value>(spec) else {
         return spec.to_owned();
     };
-    rename_keys(
-        &mut document,
-        "application/json; charset=utf-8",
-        "application/json",
-    );
+    strip_parameters(&mut document);
     // Of string keys only, so writing it cannot fail.
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_else(|_| spec.to_owned());
     text.push('\n');
     text
 }
 
-fn rename_keys(value: &mut Value, from: &str, to: &str) {
+fn strip_parameters(value: &mut Value) {
     match value {
         Value::Object(members) => {
-            if let Some(member) = members.remove(from) {
-                members.insert(to.to_owned(), member);
+            if let Some(Value::Object(content)) = members.get_mut("content") {
+                *content = std::mem::take(content)
+                    .into_iter()
+                    .map(|(media_type, schema)| {
+                        let essence = media_type.split(';').next().unwrap_or_default();
+                        (essence.trim().to_owned(), schema)
+                    })
+                    .collect();
             }
-            members
-                .values_mut()
-                .for_each(|member| rename_keys(member, from, to));
+            members.values_mut().for_each(strip_parameters);
         }
-        Value::Array(items) => items
-            .iter_mut()
-            .for_each(|item| rename_keys(item, from, to)),
+        Value::Array(items) => items.iter_mut().for_each(strip_parameters),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

@@ -80,18 +80,9 @@ impl<E: Endpoint> Endpoint for Gate<E> {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
 
-        let answered = AssertUnwindSafe(self.answer(&context, request))
-            .catch_unwind()
-            .await;
-        let mut response = match answered {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => {
-                log_failure(&error, &context, &path);
-                error.to_response()
-            }
-            // The panic hook has written where and why.
-            Err(_) => {
-                let error = ApiError::internal("internal error", "a handler panicked");
+        let mut response = match settle(self.answer(&context, request)).await {
+            Ok(response) => response,
+            Err(error) => {
                 log_failure(&error, &context, &path);
                 error.to_response()
             }
@@ -118,6 +109,14 @@ impl<E: Endpoint> Endpoint for Gate<E> {
         log_access(&context, &method, &path, status, took);
         Ok(response)
     }
+}
+
+/// Waits for an answer; a panic on the way is an error like any other. The panic hook has written where and why.
+async fn settle(answer: impl Future<Output = ApiResult<Response>>) -> ApiResult<Response> {
+    AssertUnwindSafe(answer)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(ApiError::internal("internal error", "a handler panicked")))
 }
 
 /// On routes that no older client knows, a parameter nobody reads is a mistake of the caller.
@@ -208,4 +207,20 @@ fn log_access(
         caller,
         "request"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_that_tells_nothing() {
+        let panics = async { panic!("secret detail") };
+        let error = settle(panics).await.unwrap_err();
+        let response = error.to_response();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let text = response.into_body().into_string().await.unwrap();
+        assert!(text.contains("\"error\":\"internal error\""), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+    }
 }

@@ -337,3 +337,81 @@ impl ApiResponse for ApiError {
         Problem::register(registry);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use poem::error::{InternalServerError, ParseJsonError, SizedLimitError};
+
+    use super::*;
+
+    #[test]
+    fn whatever_poem_says_becomes_a_problem_of_the_same_status() {
+        let parameter = ParseParamError {
+            name: "limit",
+            reason: "no number".to_owned(),
+        };
+        let io = std::io::Error::other("secret");
+        let table: [(poem::Error, u16, &str); 11] = [
+            (NotFoundError.into(), 404, "not found"),
+            (MethodNotAllowedError.into(), 405, "method not allowed"),
+            (parameter.into(), 400, "invalid limit"),
+            (
+                ParsePathError {
+                    name: "id",
+                    reason: String::new(),
+                }
+                .into(),
+                400,
+                "invalid id",
+            ),
+            (
+                ContentTypeError::ExpectContentType.into(),
+                415,
+                "Content-Type must be application/json",
+            ),
+            (
+                ReadBodyError::PayloadTooLarge.into(),
+                413,
+                "request body too large",
+            ),
+            (
+                ReadBodyError::BodyHasBeenTaken.into(),
+                400,
+                "failed to read request body",
+            ),
+            (
+                WebSocketError::InvalidProtocol.into(),
+                400,
+                "a WebSocket upgrade is expected here",
+            ),
+            (
+                ParseJsonError::ContentTypeRequired.into(),
+                415,
+                "Unsupported Media Type",
+            ),
+            (
+                SizedLimitError::PayloadTooLarge.into(),
+                413,
+                "Payload Too Large",
+            ),
+            (InternalServerError(io), 500, "internal error"),
+        ];
+        for (error, status, text) in table {
+            let shown = error.to_string();
+            let error = ApiError::from_poem(error);
+            assert_eq!(error.status().as_u16(), status, "{shown}");
+            assert_eq!(error.to_string(), text, "{shown}");
+        }
+    }
+
+    #[test]
+    fn the_datastore_that_is_away_is_told_apart_from_one_that_refuses() {
+        let away = ApiError::database(sqlx::Error::PoolTimedOut, "query failed");
+        assert_eq!(away.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(away.members["code"], "platform_unavailable");
+        let refuses = ApiError::database(sqlx::Error::RowNotFound, "query failed");
+        assert_eq!(refuses.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(refuses.to_string(), "query failed");
+        assert!(!refuses.causes().is_empty());
+    }
+}

@@ -76,6 +76,8 @@ impl EventStream {
         W: Future<Output = Result<(), Gone>> + Send + 'static,
     {
         let (frames, receiver) = mpsc::channel(CHANNEL);
+        // The channel is empty, so this fits: the client sees at once that the stream is open.
+        frames.try_send(Bytes::from_static(PING)).unwrap_or(());
         let pings = frames.clone();
         let writer = write(Feed { frames });
         let closing = state.closing.clone();
@@ -93,8 +95,8 @@ impl EventStream {
 }
 
 async fn ping(frames: mpsc::Sender<Bytes>) {
-    // The first tick is at once: the client sees that the stream is open.
     let mut period = tokio::time::interval(PING_PERIOD);
+    period.reset();
     loop {
         period.tick().await;
         if frames.send(Bytes::from_static(PING)).await.is_err() {

@@ -1,0 +1,15 @@
+//! The API over real TCP, with a real Postgres, a database per test, and Redis under a prefix of its own.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod app;
+
+mod access;
+mod bad_input;
+mod events;
+mod health;
+mod jobs;
+mod messages;
+mod registry;
+mod transport;
+mod workspaces;
