@@ -1,0 +1,15 @@
+//! Black-box tests, a file per subject. The kit is in `src`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bad_input;
+mod burst;
+mod cli;
+mod crash;
+mod fencing;
+mod jobs;
+mod postgres_restart;
+mod provision;
+mod redis_outage;
+mod status;
+mod up;
