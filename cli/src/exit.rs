@@ -10,7 +10,7 @@ pub(crate) const HELP: &str = "\
 Exit codes:
   0  done
   1  the operation failed (a job that ended dead, a server that could not start)
-  2  wrong usage: an argument or a setting does not parse
+  2  wrong usage: an argument or a setting does not parse, or the server finds it malformed
   3  not found
   4  not allowed: no token, a wrong one, or one without the right
   5  the server cannot be reached

@@ -99,7 +99,12 @@ impl ClientError {
             Self::Timeout { .. } | Self::Waited { .. } => Exit::Timeout,
             Self::NotAllowed { .. } => Exit::NotAllowed,
             Self::NotFound { .. } => Exit::NotFound,
-            Self::Refused { .. } | Self::Shape { .. } => Exit::Failed,
+            Self::Refused { status, .. } => match status.as_u16() {
+                // What was sent is wrong in itself and would be refused again.
+                400 | 413 | 422 => Exit::Usage,
+                _ => Exit::Failed,
+            },
+            Self::Shape { .. } => Exit::Failed,
         }
     }
 }

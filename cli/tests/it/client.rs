@@ -89,6 +89,7 @@ fn each_kind_of_failure_has_its_exit_code() {
         ),
         (404, r#"{"error":"workspace not found"}"#, 3),
         (410, r#"{"error":"workspace removed"}"#, 3),
+        (400, r#"{"error":"invalid workspace id"}"#, 2),
         (409, r#"{"error":"conflict"}"#, 1),
         (503, "not even JSON", 1),
     ] {
