@@ -21,6 +21,8 @@ use super::account::ServiceAccount;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// For the kernel to take a killed process away.
+const KILL_LIMIT: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A server that ran this long was well; its next death is the first in a row.
 const WELL: Duration = Duration::from_secs(60);
@@ -29,10 +31,10 @@ const WELL: Duration = Duration::from_secs(60);
 pub(super) trait Service: Send + Sync + 'static {
     /// For the log.
     const NAME: &'static str;
-    /// Signals that stop it, politest first, each with the share of the time left it is given.
+    /// Signals that stop it, politest first; the time it is given is shared out among them.
     const STOP: &'static [Signal];
 
-    /// Recovery after a crash counts in.
+    /// How long a start may take; recovery after a crash counts in.
     const START_LIMIT: Duration;
 
     /// Where it writes what goes wrong.
@@ -74,12 +76,19 @@ impl Running {
         })
     }
 
-    /// Stops it within the limit, gently at first.
+    /// Stops it within the limit, gently at first. One that is just being started again is left to the next `up`.
     pub(super) async fn stop(self, limit: Duration) {
         self.limit.send_replace(limit);
         self.stop.cancel();
-        if self.task.await.is_err() {
-            tracing::error!(service = self.name, "the task that watches it has failed");
+        match tokio::time::timeout(limit + KILL_LIMIT, self.task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(service = self.name, %error, "the task that watches it has failed");
+            }
+            Err(_) => tracing::warn!(
+                service = self.name,
+                "it is left running; the next start ends it"
+            ),
         }
     }
 }
