@@ -140,6 +140,8 @@ impl Server {
             .arg(format!("127.0.0.1:{port}"))
             .arg("--agent-binary")
             .arg(&arguments.agent)
+            .env_remove("DATABASE_URL")
+            .env_remove("REDIS_URL")
             .env("RATE_LIMIT", "1000000")
             .env("LONGSHORE_LOG", "warn")
             .stdout(Stdio::null())
@@ -148,6 +150,8 @@ impl Server {
             .spawn()
             .with_context(|| format!("cannot start {}", arguments.longshore.display()))?;
         let url = format!("http://127.0.0.1:{port}");
+        // Fails only when one is installed already.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::new();
         let start = Instant::now();
         loop {
