@@ -1,9 +1,10 @@
 //! Reads one queue: waits for free permits, takes at most that many hints, claims them in one statement, hands them on.
 //!
-//! It never ends its worker. While Redis is away it reads the ledger every half second: slower, not stopped.
+//! It never ends its worker. While Redis is away it reads the ledger every half second: slower, not stopped. It looks for
+//! Redis only now and then meanwhile, since one that hangs answers each look with a timeout of seconds.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longshore_base::{failpoint, random};
 use sqlx::PgPool;
@@ -21,6 +22,8 @@ use crate::run::Claimed;
 const BATCH: usize = 500;
 /// How often the ledger is read while Redis is away.
 const FALLBACK: Duration = Duration::from_millis(500);
+/// How long only the ledger is read after Redis did not answer.
+const LOOK_FOR_REDIS: Duration = Duration::from_secs(5);
 
 pub(crate) struct QueueReader {
     pub(crate) queue: String,
@@ -36,23 +39,26 @@ pub(crate) struct QueueReader {
 impl QueueReader {
     /// Reads until told to stop; then leaves the consumer group.
     pub(crate) async fn run(mut self) {
-        let mut redis_away = false;
+        let mut redis_away: Option<Instant> = None;
         while let Some(permits) = self.free_permits().await {
             let most = permits.num_permits();
-            let delivered = match self.hints.read(most).await {
-                Ok(delivered) => {
-                    if redis_away {
-                        tracing::info!(queue = self.queue, "Redis is back");
-                        redis_away = false;
+            let delivered = if redis_away.is_some_and(|since| since.elapsed() < LOOK_FOR_REDIS) {
+                self.read_ledger(most).await
+            } else {
+                match self.hints.read(most).await {
+                    Ok(delivered) => {
+                        if redis_away.take().is_some() {
+                            tracing::info!(queue = self.queue, "Redis is back");
+                        }
+                        delivered
                     }
-                    delivered
-                }
-                Err(error) => {
-                    if !redis_away {
-                        tracing::warn!(queue = self.queue, %error, "cannot read hints; reading the ledger instead");
-                        redis_away = true;
+                    Err(error) => {
+                        if redis_away.is_none() {
+                            tracing::warn!(queue = self.queue, %error, "cannot read hints; reading the ledger instead");
+                        }
+                        redis_away = Some(Instant::now());
+                        self.read_ledger(most).await
                     }
-                    self.read_ledger(most).await
                 }
             };
             if !delivered.is_empty() {
