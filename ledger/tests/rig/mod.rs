@@ -116,7 +116,11 @@ impl Rig {
     }
 
     pub(crate) async fn without_redis(behaviour: Behaviour) -> Self {
-        Self::build(behaviour, "redis://127.0.0.1:1".into()).await
+        Self::with_redis(behaviour, "redis://127.0.0.1:1").await
+    }
+
+    pub(crate) async fn with_redis(behaviour: Behaviour, url: &str) -> Self {
+        Self::build(behaviour, url.to_owned()).await
     }
 
     async fn build(behaviour: Behaviour, redis: String) -> Self {
@@ -147,7 +151,7 @@ impl Rig {
             },
             timeout: Duration::from_secs(20),
             deadline: Duration::from_secs(24 * 3600),
-            concurrency: 8,
+            concurrency: 10,
         };
         let kinds = Kinds::default()
             .with(KindSpec {
