@@ -28,7 +28,7 @@ pub struct ApiConfig {
     pub a2a_idle_timeout: Duration,
     /// How long a delete waits for what it stops before it answers that this goes on.
     pub removal_wait: Duration,
-    /// Version of the binary, shown by `/readyz?verbose` and in the API description.
+    /// Version of the binary, shown by `/readyz?verbose`.
     pub version: &'static str,
 }
 

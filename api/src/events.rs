@@ -6,8 +6,7 @@ use longshore_base::{Timestamp, WorkspaceId};
 use longshore_events::{
     Filter, Message, Position, Received, STREAM_BUFFER, list_events, list_events_after,
 };
-use poem::Request;
-use poem_openapi::param::Path;
+use poem_openapi::param::{Header, Path};
 use poem_openapi::payload::Json;
 use poem_openapi::types::Any;
 use poem_openapi::{Object, OpenApi};
@@ -30,6 +29,7 @@ const FAILED: &str = "query failed";
 pub(crate) struct EventEntry {
     id: Uuid,
     event_type: String,
+    #[oai(nullable)]
     workspace_id: Option<Uuid>,
     payload: Any<Value>,
     created_at: Timestamp,
@@ -75,14 +75,14 @@ impl EventsApi {
         _access: WorkspaceAccess,
         state: Shared<'_>,
         id: Path<Uuid>,
-        request: &Request,
+        /// The id of the last event that was seen.
+        #[oai(name = "Last-Event-ID")]
+        seen: Header<Option<String>>,
     ) -> ApiResult<EventStream> {
         let id = WorkspaceId(id.0);
         require_live(&state, id, "failed to verify workspace").await?;
         // An id of another server, or one that is none, brings nothing back and does no harm.
-        let seen = request
-            .header("last-event-id")
-            .and_then(|id| id.trim().parse::<Position>().ok());
+        let seen = seen.0.and_then(|id| id.trim().parse::<Position>().ok());
         let shared = Arc::clone(&state);
         Ok(EventStream::start(&state, move |feed| async move {
             stream(&shared, id, seen, &feed).await

@@ -59,6 +59,7 @@ pub struct PartHealth {
     /// How it is.
     pub mode: PartMode,
     /// Seconds since it changed to that, or since it was last heard; null where that is not known.
+    #[oai(nullable)]
     pub age_seconds: Option<f64>,
 }
 
@@ -77,6 +78,9 @@ pub(crate) struct ReadyReport {
     /// Every part; with `verbose` only.
     #[oai(skip_serializing_if_is_none)]
     parts: Option<Vec<PartHealth>>,
+    /// Version of the binary; with `verbose` only.
+    #[oai(skip_serializing_if_is_none)]
+    version: Option<String>,
 }
 
 #[derive(ApiResponse)]
@@ -201,6 +205,7 @@ async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
         status,
         degraded,
         parts: verbose.then_some(parts),
+        version: verbose.then(|| state.config.version.to_owned()),
     });
     match status {
         Readiness::Ready | Readiness::Degraded => ReadyResponse::Ready(report),

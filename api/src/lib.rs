@@ -21,6 +21,7 @@ mod problem;
 
 mod body;
 mod client;
+mod connections;
 mod context;
 mod cors;
 mod document;

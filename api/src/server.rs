@@ -9,32 +9,26 @@ use std::time::Duration;
 
 use longshore_base::clock::Stopwatch;
 use poem::http::{Method, StatusCode};
-use poem::listener::TcpAcceptor;
-use poem::{Endpoint, EndpointExt as _, IntoEndpoint as _, Request, Response, Server};
+use poem::{Endpoint, IntoEndpoint as _, Request, Response};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::serve_listener;
 use crate::document::service;
 use crate::gate::Gate;
 use crate::health::render_metrics;
 use crate::state::ApiState;
 
-/// A connection on which nothing moves is closed after this. Streams and sockets move by their pings.
-const IDLE_LIMIT: Duration = Duration::from_secs(90);
-
 /// The API could not be started, or did not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A listener cannot be used.
-    #[error("cannot serve on a listener")]
-    Listener(#[source] std::io::Error),
     /// Calls to agents need a client.
     #[error("cannot make an HTTP client for calls to agents")]
     Client(#[source] reqwest::Error),
     /// A server ended without being asked to.
     #[error("a listener stopped serving")]
-    Stopped(#[source] std::io::Error),
+    Stopped(#[source] Option<tokio::task::JoinError>),
 }
 
 /// Where to serve.
@@ -72,7 +66,7 @@ pub fn build(state: Arc<ApiState>) -> impl Endpoint<Output = Response> {
 /// Serves until `shutdown` and returns when everything is answered or the limit has passed.
 ///
 /// # Errors
-/// [`StartError`] before anything was served, or when a listener breaks.
+/// [`StartError::Stopped`] when a listener breaks.
 pub async fn serve(
     state: Arc<ApiState>,
     listeners: Listeners,
@@ -83,22 +77,19 @@ pub async fn serve(
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
     for listener in listeners.api {
-        let acceptor = TcpAcceptor::from_tokio(listener).map_err(StartError::Listener)?;
-        servers.spawn(run(
-            acceptor,
-            endpoint.clone(),
-            "api",
+        let endpoint = endpoint.clone();
+        servers.spawn(serve_listener(
+            listener,
+            endpoint,
             stop.clone(),
             leaving.limit,
         ));
     }
     if let Some(listener) = listeners.metrics {
-        let acceptor = TcpAcceptor::from_tokio(listener).map_err(StartError::Listener)?;
         let endpoint = Arc::new(MetricsOnly(state.clone()));
-        servers.spawn(run(
-            acceptor,
+        servers.spawn(serve_listener(
+            listener,
             endpoint,
-            "metrics",
             stop.clone(),
             leaving.limit,
         ));
@@ -130,28 +121,9 @@ pub async fn serve(
         tracing::warn!(tasks = state.tasks.len(), "left with work under way");
     }
     match broken {
-        Some(Ok(Err(error))) => Err(StartError::Stopped(error)),
-        Some(Err(error)) => Err(StartError::Stopped(std::io::Error::other(error))),
-        Some(Ok(Ok(()))) | None => Ok(()),
+        None => Ok(()),
+        Some(ended) => Err(StartError::Stopped(ended.err())),
     }
-}
-
-async fn run<E: Endpoint + 'static>(
-    acceptor: TcpAcceptor,
-    endpoint: Arc<E>,
-    name: &'static str,
-    stop: CancellationToken,
-    limit: Duration,
-) -> std::io::Result<()> {
-    Server::new_with_acceptor(acceptor)
-        .name(name)
-        .idle_timeout(IDLE_LIMIT)
-        .run_with_graceful_shutdown(
-            endpoint.map_to_response(),
-            async move { stop.cancelled().await },
-            Some(limit),
-        )
-        .await
 }
 
 /// What the listener for metrics serves.

@@ -90,7 +90,7 @@ impl ApiState {
         } = parts;
         Ok(Arc::new(Self {
             limiter: RateLimiter::new(config.rate_limit_per_minute),
-            agents: crate::a2a::Agents::new(&config)?,
+            agents: crate::a2a::Agents::new()?,
             config,
             pools,
             fleet,

@@ -16,7 +16,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder};
 use url::Host;
 
-use crate::{ApiConfig, StartError};
+use crate::StartError;
 
 const CONNECT_BUDGET: Duration = Duration::from_secs(10);
 /// A checked name is needed only until the connection stands.
@@ -32,7 +32,7 @@ pub(crate) struct Agents {
 
 impl Agents {
     /// One client for all agents.
-    pub(crate) fn new(_config: &ApiConfig) -> Result<Self, StartError> {
+    pub(crate) fn new() -> Result<Self, StartError> {
         let checked = Arc::new(Checked::default());
         let builder = |checked: &Arc<Checked>| -> ClientBuilder {
             Client::builder()

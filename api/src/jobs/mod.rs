@@ -8,8 +8,7 @@ use std::sync::Arc;
 use longshore_base::{JobId, Timestamp, WorkspaceId};
 use longshore_ledger::inspect::{self, JobFilter, JobView, Page};
 use longshore_ledger::{CancelOutcome, cancel};
-use poem::Request;
-use poem_openapi::param::{Path, Query};
+use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, Object, OpenApi};
 use serde::Deserialize;
@@ -34,6 +33,7 @@ const FAILED: &str = "query failed";
 pub(crate) struct JobList {
     items: Vec<Job>,
     /// Give it back as `cursor` for the next part; null at the end.
+    #[oai(nullable)]
     next_cursor: Option<String>,
 }
 
@@ -123,12 +123,12 @@ impl JobsApi {
         access: JobAccess,
         state: Shared<'_>,
         job_id: Path<Uuid>,
-        request: &Request,
+        /// The revision that was seen last.
+        #[oai(name = "Last-Event-ID")]
+        seen: Header<Option<String>>,
     ) -> ApiResult<EventStream> {
         let job = load(&state, &access.0, JobId(job_id.0)).await?;
-        let seen = request
-            .header("last-event-id")
-            .and_then(|id| id.trim().parse().ok());
+        let seen = seen.0.and_then(|id| id.trim().parse().ok());
         let shared = Arc::clone(&state);
         Ok(EventStream::start(&state, move |feed| async move {
             watch::watch(&shared, job, seen, &feed).await

@@ -19,6 +19,7 @@ pub(crate) struct Job {
     state: String,
     /// The organisation it works for.
     tenant: String,
+    #[oai(nullable)]
     workspace_id: Option<Uuid>,
     /// Failed attempts so far.
     attempt: i32,
@@ -36,20 +37,27 @@ pub(crate) struct Job {
     created_at: Timestamp,
     /// Who asked for it.
     created_by: String,
+    #[oai(nullable)]
     started_at: Option<Timestamp>,
+    #[oai(nullable)]
     finished_at: Option<Timestamp>,
     /// Who runs or ran it.
+    #[oai(nullable)]
     worker: Option<String>,
+    #[oai(nullable)]
     progress: Option<JobProgress>,
     /// Why it is not running.
+    #[oai(nullable)]
     waiting: Option<JobWaiting>,
     /// What it gave back.
     result: Option<Any<Value>>,
+    #[oai(nullable)]
     last_error: Option<String>,
     /// The first three and the last ten failures.
     errors: Vec<JobFailure>,
     /// Its arguments: ids and flags.
     args: Any<Value>,
+    #[oai(nullable)]
     trace_id: Option<String>,
     /// Rises with every visible change; the id of the events of its stream.
     revision: i64,
@@ -87,9 +95,12 @@ impl JobState {
 pub(crate) struct JobProgress {
     step: String,
     steps_done: u32,
+    #[oai(nullable)]
     steps_total: Option<u32>,
+    #[oai(nullable)]
     message: Option<String>,
     /// Share of the step, 0 to 100.
+    #[oai(nullable)]
     percent: Option<u8>,
 }
 
@@ -101,8 +112,10 @@ pub(crate) struct JobWaiting {
     /// The same in words.
     text: String,
     since: Timestamp,
+    #[oai(nullable)]
     until: Option<Timestamp>,
     /// The job it waits for.
+    #[oai(nullable)]
     behind: Option<Uuid>,
 }
 
@@ -111,9 +124,11 @@ pub(crate) struct JobWaiting {
 pub(crate) struct JobFailure {
     attempt: i32,
     at: Timestamp,
+    #[oai(nullable)]
     worker: Option<String>,
     error: String,
     /// When it was to be tried again.
+    #[oai(nullable)]
     retried_at: Option<Timestamp>,
 }
 

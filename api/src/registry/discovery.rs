@@ -28,10 +28,12 @@ pub(crate) struct DiscoveredWorkspace {
 pub(crate) struct Peer {
     id: Uuid,
     name: String,
+    #[oai(nullable)]
     role: Option<String>,
     tier: i32,
     status: String,
     url: String,
+    #[oai(nullable)]
     parent_id: Option<Uuid>,
     active_tasks: i32,
     agent_card: Option<Any<Value>>,

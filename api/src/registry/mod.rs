@@ -8,7 +8,7 @@ use longshore_fleet::registry::{self, GateError, Presented, RegisterError, Regis
 use longshore_fleet::workspace::find_workspace;
 use poem::Request;
 use poem_openapi::OpenApi;
-use poem_openapi::param::{Path, Query};
+use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::Json;
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -173,6 +173,9 @@ impl RegistryApi {
         _access: CallerAccess,
         state: Shared<'_>,
         id: Path<Uuid>,
+        /// The workspace that asks.
+        #[oai(name = "X-Workspace-ID")]
+        _caller: Header<Option<String>>,
         request: &Request,
     ) -> ApiResult<Json<DiscoveredWorkspace>> {
         let caller = named_caller(request)?

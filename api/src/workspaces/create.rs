@@ -31,6 +31,7 @@ pub(crate) struct CreateWorkspaceRequest {
     name: String,
     /// What the agent is there for; at most 1000 characters.
     #[serde(default)]
+    #[oai(nullable)]
     role: Option<String>,
     /// A directory below the template root.
     #[serde(default)]
@@ -60,9 +61,11 @@ pub(crate) struct CreateWorkspaceRequest {
     #[serde(default)]
     workspace_access: Option<String>,
     #[serde(default)]
+    #[oai(nullable)]
     parent_id: Option<String>,
     /// Cents a month.
     #[serde(default)]
+    #[oai(nullable)]
     budget_limit: Option<f64>,
     /// Environment variables, stored sealed.
     #[serde(default)]

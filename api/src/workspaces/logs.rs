@@ -32,6 +32,7 @@ pub(crate) enum LogOutput {
 #[derive(Object)]
 pub(crate) struct LogEntry {
     /// When the engine read it.
+    #[oai(nullable)]
     at: Option<Timestamp>,
     output: LogOutput,
     /// The line, known secrets masked.

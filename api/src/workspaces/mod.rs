@@ -11,7 +11,7 @@ use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::{Workspace, find_workspace, list_workspaces, patch_workspace};
 use poem::Request;
 use poem_openapi::OpenApi;
-use poem_openapi::param::{Path, Query};
+use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::Json;
 use serde_json::json;
 use uuid::Uuid;
@@ -78,6 +78,9 @@ impl WorkspacesApi {
         _access: RelatedAccess,
         state: Shared<'_>,
         id: Path<Uuid>,
+        /// The workspace that asks, if it is another; it must be the bearer's and related to this one.
+        #[oai(name = "X-Workspace-ID")]
+        _caller: Header<Option<String>>,
         /// `true` shows a removed one too.
         include_removed: Query<Option<String>>,
     ) -> ApiResult<Json<WorkspaceDetail>> {

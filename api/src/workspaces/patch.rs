@@ -15,10 +15,12 @@ pub(crate) struct PatchWorkspaceRequest {
     #[serde(default, deserialize_with = "not_null")]
     name: Option<String>,
     #[serde(default)]
+    #[oai(nullable)]
     role: MaybeUndefined<String>,
     #[serde(default, deserialize_with = "not_null")]
     tier: Option<i64>,
     #[serde(default)]
+    #[oai(nullable)]
     parent_id: MaybeUndefined<String>,
     /// Folded up on the canvas.
     #[serde(default, deserialize_with = "not_null")]
@@ -27,8 +29,10 @@ pub(crate) struct PatchWorkspaceRequest {
     runtime: Option<String>,
     /// Reaches the agent with its next restart.
     #[serde(default)]
+    #[oai(nullable)]
     workspace_dir: MaybeUndefined<String>,
     #[serde(default)]
+    #[oai(nullable)]
     hibernation_idle_minutes: MaybeUndefined<i64>,
     /// Place on the canvas; only together with `y`.
     #[serde(default, deserialize_with = "not_null")]

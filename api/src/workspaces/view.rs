@@ -13,12 +13,14 @@ use uuid::Uuid;
 pub(crate) struct WorkspaceEntry {
     id: Uuid,
     name: String,
+    #[oai(nullable)]
     role: Option<String>,
     tier: i32,
     /// `provisioning`, `awaiting_agent`, `online`, `degraded`, `offline`, `failed`, `paused`, `hibernating`, `hibernated`.
     status: String,
     agent_card: Option<Any<Value>>,
     url: String,
+    #[oai(nullable)]
     parent_id: Option<Uuid>,
     active_tasks: i32,
     max_concurrent_tasks: i32,
@@ -28,16 +30,19 @@ pub(crate) struct WorkspaceEntry {
     uptime_seconds: i32,
     current_task: String,
     runtime: String,
+    #[oai(nullable)]
     workspace_dir: Option<String>,
     /// Cents.
     monthly_spend: i64,
     /// Cents a month.
+    #[oai(nullable)]
     budget_limit: Option<i64>,
     /// Place on the canvas; absolute, also below a parent.
     x: f64,
     y: f64,
     collapsed: bool,
     /// `push`, `poll`, or null for an external agent that never said.
+    #[oai(nullable)]
     delivery_mode: Option<String>,
     /// How long bringing it up may take, where its template says so.
     #[oai(skip_serializing_if_is_none)]
@@ -49,12 +54,14 @@ pub(crate) struct WorkspaceEntry {
 pub(crate) struct WorkspaceDetail {
     id: Uuid,
     name: String,
+    #[oai(nullable)]
     role: Option<String>,
     tier: i32,
     /// As in the list, or `removed`.
     status: String,
     agent_card: Option<Any<Value>>,
     url: String,
+    #[oai(nullable)]
     parent_id: Option<Uuid>,
     active_tasks: i32,
     max_concurrent_tasks: i32,
@@ -66,8 +73,10 @@ pub(crate) struct WorkspaceDetail {
     y: f64,
     collapsed: bool,
     /// `push`, `poll`, or null for an external agent that never said.
+    #[oai(nullable)]
     delivery_mode: Option<String>,
     /// When it last sent a message to another workspace.
+    #[oai(nullable)]
     last_outbound_at: Option<Timestamp>,
     /// How long bringing it up may take, where its template says so.
     #[oai(skip_serializing_if_is_none)]

@@ -398,3 +398,27 @@ async fn a_stopped_redis_slows_no_request() {
     redis.signal("-CONT");
     until("Redis to be used again", || app.bus.health().up).await;
 }
+
+#[tokio::test]
+async fn clients_that_send_nothing_or_half_a_request_hold_no_shutdown() {
+    let mut app = TestApp::start().await;
+    let address = app.address.strip_prefix("http://").unwrap().to_owned();
+    let mut held = Vec::new();
+    for part in [&b""[..], b"GET /health HTTP/1.1\r\nHos"] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(part).await.unwrap();
+        held.push(stream);
+    }
+    // An idle kept connection as well.
+    assert!(
+        app.get("/health")
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .is_success()
+    );
+    app.shutdown.cancel();
+    let left = tokio::time::timeout(Duration::from_secs(3), &mut app.server).await;
+    assert!(left.expect("the server leaves at once").unwrap().is_ok());
+}
