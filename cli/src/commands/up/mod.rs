@@ -249,39 +249,49 @@ async fn database(settings: &DatabaseSettings, own_postgres: bool) -> anyhow::Re
     Ok(pools)
 }
 
-/// Makes the API reachable from the workspace network and the reference image present. Answers what will not work.
+/// Makes the API reachable from the workspace network and the reference image present. Answers what will not work: an
+/// engine that is away or refuses takes workspaces with it, not the rest.
 async fn use_engine(
     docker: &DockerAt,
     fleet: &mut FleetSettings,
     agent: Option<&Path>,
     listeners: &mut Listeners,
 ) -> anyhow::Result<Option<String>> {
+    let agent = agent_binary(agent)?;
     let docker = match docker {
         DockerAt::Here(docker) => docker,
-        DockerAt::Away(_, why) => {
-            return Ok(Some(format!(
-                "Docker does not answer ({why}): workspaces will fail with that reason until it runs and \
-                 `longshore up` is started again; everything else works"
-            )));
-        }
+        DockerAt::Away(_, why) => return Ok(Some(without_engine("does not answer", why))),
     };
-    if let Some(gateway) = docker.network_gateway().await? {
-        listeners.also(gateway).await?;
-        let address = SocketAddr::new(gateway, listeners.first()?.port());
-        fleet
-            .platform_url
-            .get_or_insert_with(|| format!("http://{address}"));
+    match docker.network_gateway().await {
+        Ok(Some(gateway)) => {
+            listeners.also(gateway).await?;
+            let address = SocketAddr::new(gateway, listeners.first()?.port());
+            fleet
+                .platform_url
+                .get_or_insert_with(|| format!("http://{address}"));
+        }
+        Ok(None) => {}
+        Err(error) => return Ok(Some(without_engine("refuses", &error.chain()))),
     }
-    let Some(binary) = agent_binary(agent)? else {
+    let Some(binary) = agent else {
         return Ok(Some(format!(
             "there is no reference agent beside this program (--agent-binary), so workspaces use the images of {}",
             fleet.image_prefix
         )));
     };
     let image = reference_image(&binary)?;
-    docker.ensure_reference_image(&image, &binary).await?;
     fleet.default_images(&image);
-    Ok(None)
+    let imported = docker.ensure_reference_image(&image, &binary).await;
+    Ok(imported
+        .err()
+        .map(|error| without_engine("refuses the reference image", &error.chain())))
+}
+
+fn without_engine(what: &str, why: &str) -> String {
+    format!(
+        "Docker {what} ({why}): workspaces will fail until that is mended and `longshore up` is started again; \
+         everything else works"
+    )
 }
 
 /// Waits for a signal or the death of a part, then stops API and worker. Answers when stopping began.
