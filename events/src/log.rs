@@ -126,7 +126,7 @@ pub async fn list_events_after(
     let rows = sqlx::query_as!(
         TailRow,
         r#"SELECT xid::text AS "xid!", seq AS "seq!", event_type,
-                  workspace_id AS "workspace_id: WorkspaceId", payload, created_at, true AS "settled!"
+                  workspace_id AS "workspace_id: WorkspaceId", payload::text AS "payload!", created_at, true AS "settled!"
            FROM structure_events
            WHERE workspace_id = $1 AND (xid, seq) > ($2::text::xid8, $3)
              AND xid < pg_snapshot_xmin(pg_current_snapshot())
@@ -148,7 +148,8 @@ pub(crate) struct TailRow {
     pub(crate) seq: i64,
     event_type: String,
     workspace_id: Option<WorkspaceId>,
-    payload: Value,
+    /// As text, so that one row that cannot be read does not fail the whole page.
+    payload: String,
     created_at: Timestamp,
     /// Every transaction that could still put a row before this one has ended.
     pub(crate) settled: bool,
@@ -160,13 +161,20 @@ impl TailRow {
             .xid
             .parse()
             .map_err(|error| EventError::Read(sqlx::Error::Decode(Box::new(error))))?;
+        let position = Position { xid, seq: self.seq };
+        let payload = serde_json::from_str(&self.payload).unwrap_or_else(|error| {
+            // Too deeply nested, for one. Without its payload the event still makes clients look; stopping here would
+            // silence everything behind it.
+            tracing::error!(%error, event = self.event_type, %position, "an event's payload cannot be read");
+            Value::Object(serde_json::Map::new())
+        });
         Ok((
-            Position { xid, seq: self.seq },
+            position,
             Message {
                 event: self.event_type,
                 workspace_id: self.workspace_id,
                 timestamp: self.created_at,
-                payload: self.payload,
+                payload,
             },
         ))
     }
@@ -197,7 +205,7 @@ pub(crate) async fn list_tail(
     sqlx::query_as!(
         TailRow,
         r#"SELECT xid::text AS "xid!", seq AS "seq!", event_type,
-                  workspace_id AS "workspace_id: WorkspaceId", payload, created_at,
+                  workspace_id AS "workspace_id: WorkspaceId", payload::text AS "payload!", created_at,
                   xid < pg_snapshot_xmin(pg_current_snapshot()) AS "settled!"
            FROM structure_events
            WHERE (xid, seq) > ($1::text::xid8, $2)

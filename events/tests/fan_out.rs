@@ -310,6 +310,32 @@ async fn a_slow_subscriber_alone_loses_its_place() {
 }
 
 #[tokio::test]
+async fn a_payload_that_cannot_be_read_stops_nothing_behind_it() {
+    let database = TestDatabase::create(&MIGRATOR).await;
+    let bus = bus_at(9);
+    let hub = ready_hub(&database, &bus, false).await;
+    let mut subscription = hub.subscribe(Filter::All, 8);
+    // Postgres stores deeper nesting than a reader takes; written past `append`, which cannot be given such a value.
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    sqlx::query(
+        "INSERT INTO structure_events (id, event_type, payload) VALUES ($1, 'WORKSPACE_ONLINE', $2::text::jsonb)",
+    )
+    .bind(longshore_base::ids::ordered_uuid())
+    .bind(deep)
+    .execute(database.pool())
+    .await
+    .unwrap();
+    let mut conn = database.pool().acquire().await.unwrap();
+    record(&mut conn, WorkspaceId::random(), 1).await;
+    bus.poke();
+    assert_eq!(next(&mut subscription).await.message.payload, json!({}));
+    assert_eq!(
+        next(&mut subscription).await.message.payload,
+        json!({ "n": 1 })
+    );
+}
+
+#[tokio::test]
 async fn presence_keys_have_the_names_and_lives_others_rely_on() {
     let redis = RedisServer::start().await;
     let bus = redis.bus();
