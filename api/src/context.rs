@@ -86,7 +86,7 @@ impl RequestContext {
             lock(&self.limit).standing = Some(limiter.look(subject));
             return Ok(());
         }
-        let Some(subject) = self.address.map(Subject::Address) else {
+        let Some(subject) = self.address.map(Subject::address) else {
             return Ok(());
         };
         if !by_address {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use longshore_base::clock::Stopwatch;
 use poem_openapi::param::Query;
 use poem_openapi::payload::{Html, Json, PlainText, Response};
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::auth::AdminAccess;
@@ -185,7 +187,7 @@ fn ok() -> Health {
 }
 
 async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
-    let parts = collect_parts(state).await;
+    let parts = state.checked.parts(state).await;
     let degraded: Vec<String> = parts
         .iter()
         .filter(|part| part.mode == PartMode::Down)
@@ -214,6 +216,27 @@ async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
 }
 
 const POSTGRES: &str = "postgres";
+/// For how long a look at the parts is good.
+const CHECK_TTL: Duration = Duration::from_millis(250);
+
+/// The last look at the parts. The route is open and unlimited, and a look costs a connection that beats need: so one at
+/// a time looks, and not more often than this.
+#[derive(Default)]
+pub(crate) struct CheckedParts(Mutex<Option<(Stopwatch, Vec<PartHealth>)>>);
+
+impl CheckedParts {
+    async fn parts(&self, state: &ApiState) -> Vec<PartHealth> {
+        let mut last = self.0.lock().await;
+        if let Some((since, parts)) = &*last
+            && since.elapsed() < CHECK_TTL
+        {
+            return parts.clone();
+        }
+        let parts = collect_parts(state).await;
+        *last = Some((Stopwatch::start(), parts.clone()));
+        parts
+    }
+}
 
 async fn collect_parts(state: &ApiState) -> Vec<PartHealth> {
     // The control pool: a work pool that is merely busy does not make the process unready.

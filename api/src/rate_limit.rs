@@ -6,7 +6,7 @@
 //! has proved good lately does not look at the address at all.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use poem::http::HeaderValue;
 const WINDOW: Duration = Duration::from_secs(60);
 /// A bucket that nobody used for so long is dropped.
 const IDLE: Duration = Duration::from_secs(600);
+/// Past so many buckets those whose window is over are dropped at once: addresses are easily had.
+const MOST_BUCKETS: usize = 100_000;
 /// How often idle buckets are looked for.
 const SWEEP: Duration = Duration::from_secs(300);
 
@@ -27,6 +29,19 @@ pub(crate) enum Subject {
     Credential([u8; 32]),
     /// A client address.
     Address(IpAddr),
+}
+
+impl Subject {
+    /// The subject of a client address. One client has a whole IPv6 network of 64 bits to itself, so that is what counts.
+    pub(crate) fn address(address: IpAddr) -> Self {
+        Self::Address(match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, ..] = v6.segments();
+                Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+            }
+        })
+    }
 }
 
 /// How a subject stands.
@@ -144,6 +159,11 @@ impl RateLimiter {
                 .retain(|_, bucket| bucket.touched.elapsed() < IDLE);
             state.swept = Stopwatch::start();
         }
+        if state.buckets.len() >= MOST_BUCKETS {
+            state
+                .buckets
+                .retain(|_, bucket| bucket.window.elapsed() < WINDOW);
+        }
         let bucket = state.buckets.entry(subject).or_insert_with(|| Bucket {
             window: Stopwatch::start(),
             used: 0,
@@ -173,6 +193,14 @@ impl RateLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one_client() {
+        let subject = |text: &str| Subject::address(text.parse().unwrap());
+        assert_eq!(subject("2001:db8::1"), subject("2001:db8::ffff:2"));
+        assert_ne!(subject("2001:db8::1"), subject("2001:db8:0:1::1"));
+        assert_ne!(subject("10.0.0.1"), subject("10.0.0.2"));
+    }
 
     #[test]
     fn a_window_lets_so_many_pass_and_says_when_the_next_opens() {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ApiConfig;
-use crate::health::HealthSource;
+use crate::health::{CheckedParts, HealthSource};
 use crate::http_metrics::HttpMetrics;
 use crate::problem::{ApiError, ApiResult};
 use crate::rate_limit::RateLimiter;
@@ -62,6 +62,7 @@ pub struct ApiState {
     pub(crate) health: Vec<Arc<dyn HealthSource>>,
     pub(crate) http_metrics: Arc<HttpMetrics>,
     pub(crate) limiter: RateLimiter,
+    pub(crate) checked: CheckedParts,
     pub(crate) agents: crate::a2a::Agents,
     /// Sockets and forwarded messages, which outlive their request.
     pub(crate) tasks: TaskTracker,
@@ -91,6 +92,7 @@ impl ApiState {
         Ok(Arc::new(Self {
             limiter: RateLimiter::new(config.rate_limit_per_minute),
             agents: crate::a2a::Agents::new()?,
+            checked: CheckedParts::default(),
             config,
             pools,
             fleet,
