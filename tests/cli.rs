@@ -118,7 +118,7 @@ async fn what_fails_says_why_and_exits_so_that_a_script_can_tell() {
     let job = list["items"][0]["id"].as_str().unwrap().to_owned();
     exits(&app.command(&["jobs", "watch", &job]), FAILED);
     exits(&app.command(&["jobs", "cancel", &job]), FAILED);
-    exits(&app.command(&["jobs", "list", "--state", "lazy"]), FAILED);
+    exits(&app.command(&["jobs", "list", "--state", "lazy"]), USAGE);
 
     for command in [
         ["workspaces", "get", UNKNOWN],

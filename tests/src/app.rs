@@ -64,6 +64,7 @@ pub struct TestApp {
     /// The engine, where the test has one.
     engine: Option<Engine>,
     redis: Redis,
+    redis_prefix: String,
     settings: BTreeMap<String, String>,
     api_settings: Vec<(String, String)>,
     admin_token: String,
@@ -161,13 +162,11 @@ impl Builder {
             None
         };
         let admin_token = random::token();
+        let redis_prefix = format!("test:{}:", installation.simple());
         let mut settings = BTreeMap::from([
             ("DATABASE_URL".to_owned(), database.url()),
             ("REDIS_URL".to_owned(), redis.url()),
-            (
-                "LONGSHORE_REDIS_PREFIX".to_owned(),
-                format!("test:{}:", installation.simple()),
-            ),
+            ("LONGSHORE_REDIS_PREFIX".to_owned(), redis_prefix.clone()),
             ("ADMIN_TOKEN".to_owned(), admin_token.clone()),
             ("SECRETS_ENCRYPTION_KEY".to_owned(), sealing_key()),
         ]);
@@ -201,6 +200,7 @@ impl Builder {
             workers: Vec::new(),
             engine,
             redis,
+            redis_prefix,
             settings,
             api_settings: self.api_settings,
             admin_token,
@@ -707,7 +707,35 @@ impl Drop for TestApp {
         if let Some(engine) = &self.engine {
             engine.remove_everything_blocking();
         }
+        if let Redis::Shared(url) = &self.redis
+            && let Err(error) = remove_keys(url, &self.redis_prefix)
+        {
+            eprintln!("keys {}* may be left behind: {error}", self.redis_prefix);
+        }
         assert!(left.is_empty(), "jobs were left over: {left:#?}");
+    }
+}
+
+/// Takes this test's keys out of the shared Redis. Blocking, for the destructor.
+fn remove_keys(url: &str, prefix: &str) -> redis::RedisResult<()> {
+    let mut link = redis::Client::open(url)?.get_connection()?;
+    let pattern = format!("{prefix}*");
+    let mut cursor = 0_u64;
+    loop {
+        let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
+            .arg(cursor)
+            .arg("MATCH")
+            .arg(&pattern)
+            .arg("COUNT")
+            .arg(1000)
+            .query(&mut link)?;
+        if !keys.is_empty() {
+            let () = redis::cmd("UNLINK").arg(keys).query(&mut link)?;
+        }
+        if next == 0 {
+            return Ok(());
+        }
+        cursor = next;
     }
 }
 
