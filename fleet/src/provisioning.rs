@@ -87,6 +87,16 @@ pub async fn begin(tx: &mut PgConnection, id: WorkspaceId) -> Result<Begin, Flee
     Ok(Begin::Go(Box::new(load_workspace(tx, id).await?)))
 }
 
+/// An attempt has begun, and nobody has written down yet what it started. An agent that is heard now was quicker than
+/// the worker that started it.
+#[must_use]
+pub fn is_start_unrecorded(workspace: &Workspace) -> bool {
+    workspace.status == WorkspaceStatus::Provisioning
+        && workspace.provision_started_at.is_some()
+        && workspace.container_id.is_none()
+        && workspace.instance_id.is_none()
+}
+
 fn is_up_unrecorded(workspace: &Workspace) -> bool {
     use WorkspaceStatus::{Degraded, Offline, Online};
     matches!(workspace.status, Online | Degraded | Offline)

@@ -3,7 +3,11 @@
 mod bodies;
 mod discovery;
 
+use std::time::Duration;
+
 use longshore_base::WorkspaceId;
+use longshore_base::clock::Stopwatch;
+use longshore_fleet::provisioning::is_start_unrecorded;
 use longshore_fleet::registry::{self, GateError, Presented, RegisterError, Registration};
 use longshore_fleet::workspace::find_workspace;
 use poem::Request;
@@ -62,6 +66,7 @@ impl RegistryApi {
             .await
             .map_err(|error| refuse(error, FAILED))?;
         count_credential(&state, request, id, access.bearer.as_deref())?;
+        until_recorded(&state, id).await;
         let mut tx = state.transaction(FAILED).await?;
         let registered = registry::register(&mut tx, &state.fleet, checked)
             .await
@@ -243,6 +248,33 @@ impl RegistryApi {
             _ => false,
         };
         Ok(Json(AccessAnswer { allowed }))
+    }
+}
+
+/// How long a registration waits for the worker: much longer than it takes to write a row, and much shorter than an agent
+/// waits for its answer.
+const RECORDED_WITHIN: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_millis(250);
+
+/// An agent may be quicker to register than the worker that started it is to write down where it is. Everybody would hear
+/// that it is online while messages to it lead nowhere, so its registration waits for that row. It does not wait for
+/// ever: the worker may have died in between, and then the agent comes online without.
+async fn until_recorded(state: &ApiState, id: WorkspaceId) {
+    let waited = Stopwatch::start();
+    let mut pause = FIRST_PAUSE;
+    while waited.elapsed() < RECORDED_WITHIN {
+        let Ok(mut conn) = state.pools.work.acquire().await else {
+            return;
+        };
+        match find_workspace(&mut conn, id).await {
+            Ok(Some(workspace)) if is_start_unrecorded(&workspace) => {}
+            // Whatever else there is to say, the registration itself finds it.
+            Ok(_) | Err(_) => return,
+        }
+        drop(conn);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
