@@ -55,7 +55,7 @@ async fn seven_posted_at_the_same_moment_all_come_online() {
     let app = TestApp::start().await;
     let created = create_seven(&app).await;
     for (id, job) in &created {
-        app.until_status(id, "online", PATIENCE).await;
+        app.until_up(id, PATIENCE).await;
         app.until_job(job, "succeeded", PATIENCE).await;
         app.assert_whole(id).await;
     }

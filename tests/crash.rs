@@ -107,7 +107,7 @@ async fn is_whole_in_the_end(app: &TestApp, id: &str, job: &str) -> Value {
         }
     })
     .await;
-    app.until_status(id, "online", PATIENCE).await;
+    app.until_up(id, PATIENCE).await;
     app.assert_whole(id).await;
     job
 }

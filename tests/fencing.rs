@@ -24,7 +24,7 @@ async fn a_worker_stopped_between_remove_and_create_finds_itself_fenced() {
     );
     let mut successor = app.start_worker(NewWorker::default()).await;
     app.until_job(&job, "succeeded", PATIENCE).await;
-    app.until_status(&id, "online", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
     let containers = app.engine().containers_of(&id).await;
     let generation = app.generation_in_row(&id).await;
 
@@ -47,7 +47,7 @@ async fn a_worker_stopped_between_remove_and_create_finds_itself_fenced() {
     let done = app.until_job(&other_job, "succeeded", PATIENCE).await;
     let worker = done["worker"].as_str().unwrap();
     assert!(worker.contains(&format!("-{}-", stopped.pid())), "{done}");
-    app.until_status(&other, "online", PATIENCE).await;
+    app.until_up(&other, PATIENCE).await;
 
     // Nothing of the contested one has changed.
     assert_eq!(app.engine().containers_of(&id).await, containers);

@@ -142,7 +142,7 @@ async fn an_agent_sees_its_own_jobs_and_no_others() {
     let (first, first_job) = app.create("first", json!({})).await;
     let (second, second_job) = app.create("second", json!({})).await;
     for id in [&first, &second] {
-        app.until_status(id, "online", PATIENCE).await;
+        app.until_up(id, PATIENCE).await;
     }
     let agent = app.agent(&first).await;
     let own = agent.get(&format!("/jobs/{first_job}")).await.expect(200);

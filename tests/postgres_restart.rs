@@ -52,7 +52,7 @@ async fn a_restart_of_postgres_takes_no_running_job_from_its_worker() {
         .await;
         assert_eq!(done["worker"], *worker, "{done}");
         assert_eq!((&done["crashes"], &done["attempt"]), (&json!(0), &json!(0)));
-        app.until_status(id, "online", PATIENCE).await;
+        app.until_up(id, PATIENCE).await;
     }
     app.assert_whole(&created[0].0).await;
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use longshore_tests::{EventStream, PATIENCE, Socket, TestApp, needs_docker, wait_until};
+use longshore_tests::{
+    EventStream, NewWorker, PATIENCE, Socket, TestApp, needs_docker, wait_until,
+};
 use serde_json::{Value, json};
 
 /// What is promised from the POST to `online` with the image present.
@@ -15,7 +17,7 @@ async fn a_workspace_goes_from_a_post_to_an_agent_that_answers() {
     let mut socket = Socket::open(&app.admin()).await;
     let (id, job) = app.create("first", json!({ "role": "echo" })).await;
 
-    let entry = app.until_status(&id, "online", SOON).await;
+    let entry = app.until_up(&id, SOON).await;
     assert_eq!(entry["runtime"], "claude-code");
     assert_eq!(entry["tier"], 2);
     let own = app.admin().get(&format!("/workspaces/{id}")).await;
@@ -48,11 +50,25 @@ async fn a_workspace_goes_from_a_post_to_an_agent_that_answers() {
 }
 
 #[tokio::test]
+async fn whoever_hears_that_a_workspace_is_online_can_talk_to_it_at_once() {
+    needs_docker!();
+    // The agent registers at once; the worker takes its time to write down where it has started it.
+    let slow = NewWorker::default().failpoint("provision.started", "sleep:1000");
+    let app = TestApp::build().workers([slow]).start().await;
+    let mut socket = Socket::open(&app.admin()).await;
+    let (id, _) = app.create("quick", json!({})).await;
+    let online = socket.until("WORKSPACE_ONLINE", &id, PATIENCE).await;
+    let url = online["payload"]["url"].as_str().unwrap();
+    assert!(url.starts_with("http://127.0.0.1:"), "{online}");
+    assert!(app.say(&id, "already?").await.contains("already?"));
+}
+
+#[tokio::test]
 async fn tier_1_comes_up_too_and_has_no_volume_for_work() {
     needs_docker!();
     let app = TestApp::start().await;
     let (id, _) = app.create("small", json!({ "tier": 1 })).await;
-    let entry = app.until_status(&id, "online", PATIENCE).await;
+    let entry = app.until_up(&id, PATIENCE).await;
     assert_eq!(entry["tier"], 1);
     app.assert_whole(&id).await;
     let containers = app.engine().containers_of(&id).await;
@@ -145,7 +161,7 @@ async fn deleting_stops_the_container_and_ends_the_token() {
     needs_docker!();
     let app = TestApp::start().await;
     let (id, _) = app.create("short-lived", json!({})).await;
-    app.until_status(&id, "online", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
     let agent = app.agent(&id).await;
 
     let deleted = app.admin().delete(&format!("/workspaces/{id}")).await;

@@ -41,7 +41,7 @@ async fn a_job_whose_api_was_killed_before_it_could_tell_runs_all_the_same() {
     assert!(waited <= RUNS_WITHIN, "{waited} s");
     // The agent finds the API at the same address again.
     app.start_api_again().await;
-    app.until_status(&id, "online", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
     app.assert_whole(&id).await;
 }
 
@@ -92,13 +92,13 @@ async fn a_workspace_comes_online_while_redis_is_away() {
     app.redis().kill();
     let (id, job) = app.create("without hints", json!({})).await;
     app.until_job(&job, "succeeded", PATIENCE).await;
-    app.until_status(&id, "online", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
     app.assert_whole(&id).await;
     // What it missed comes back with it: the next one is as any other.
     app.redis().start_again().await;
     until_ready_is(&app, "ready").await;
     let (next, _) = app.create("with hints", json!({})).await;
-    app.until_status(&next, "online", PATIENCE).await;
+    app.until_up(&next, PATIENCE).await;
 }
 
 /// Waits until `/readyz` has this status; it is answered 200 whatever Redis does.

@@ -88,7 +88,7 @@ async fn an_agent_recovers_only_when_few_calls_fail() {
     let quiet = switches(json!({ "AGENT_HEARTBEAT_SECONDS": "3600" }));
     let (id, job) = app.create("patient", quiet).await;
     app.until_job(&job, "succeeded", PATIENCE).await;
-    app.until_status(&id, "online", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
     let agent = app.agent(&id).await;
     for (rate, state, status) in [
         (0.49, "", "online"),
@@ -120,7 +120,7 @@ async fn an_agent_that_stops_beating_goes_offline_and_comes_back_with_a_beat() {
         "AGENT_STOP_BEATING_AFTER_SECONDS": "1", "AGENT_HEARTBEAT_SECONDS": "0.2"
     }));
     let (id, _) = app.create("fading", fading).await;
-    app.until_status(&id, "online", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
     app.until_status(&id, "offline", SWEPT).await;
     assert_eq!(
         app.event_names(&id).await.last().unwrap(),
@@ -143,7 +143,7 @@ async fn an_agent_that_crashes_is_started_again_by_the_engine() {
     let crashing = switches(json!({ "AGENT_CRASH_AFTER_SECONDS": "1.5" }));
     let (id, job) = app.create("clumsy", crashing).await;
     app.until_job(&job, "succeeded", PATIENCE).await;
-    app.until_status(&id, "online", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
     let container = app.container_in_row(&id).await.unwrap();
     let engine = app.engine().docker();
     wait_until("the engine to start it again", PATIENCE, || async {
@@ -177,11 +177,8 @@ async fn a_container_that_is_gone_takes_its_workspace_offline() {
     needs_docker!();
     let app = TestApp::start().await;
     let (id, _) = app.create("taken away", json!({})).await;
-    app.until_status(&id, "online", PATIENCE).await;
-    let container = wait_until("its container to be known", PATIENCE, || async {
-        app.container_in_row(&id).await.ok_or_else(String::new)
-    })
-    .await;
+    app.until_up(&id, PATIENCE).await;
+    let container = app.container_in_row(&id).await.unwrap();
     app.engine().remove(&container).await;
     app.until_status(&id, "offline", SWEPT).await;
     assert_eq!(

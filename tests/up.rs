@@ -98,7 +98,11 @@ impl Drop for Machine {
 async fn is_online(admin: &Caller, id: &str, deadline: Duration) -> Value {
     wait_until("the workspace to be online", deadline, || async {
         let workspace = admin.get(&format!("/workspaces/{id}")).await.expect(200);
-        if workspace["status"] == "online" {
+        // Until the worker has written down where the container is, the address is the agent's own word.
+        let known = workspace["url"]
+            .as_str()
+            .is_some_and(|url| url.starts_with("http://127.0.0.1:"));
+        if workspace["status"] == "online" && known {
             Ok(workspace)
         } else {
             Err(workspace.to_string())

@@ -481,6 +481,22 @@ impl TestApp {
         .await
     }
 
+    /// Waits until a workspace is online and the platform has written down where: an agent may be quicker to register
+    /// than the worker to note the container it has started.
+    pub async fn until_up(&self, workspace: &str, deadline: Duration) -> Value {
+        let what = format!("{workspace} to be online, its container known");
+        wait_until(&what, deadline, || async {
+            let entry = self.entry(workspace).await;
+            let container = self.container_in_row(workspace).await;
+            if entry["status"] == "online" && container.is_some() {
+                Ok(entry)
+            } else {
+                Err(format!("container {container:?} of {entry}"))
+            }
+        })
+        .await
+    }
+
     /// The job as the API shows it.
     pub async fn job(&self, job: &str) -> Value {
         self.admin().get(&format!("/jobs/{job}")).await.expect(200)
