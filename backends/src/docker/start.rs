@@ -33,6 +33,9 @@ const ROUNDS_FOR_THE_NAME: u32 = 8;
 /// How often, and how far apart, the engine is asked for the host port.
 const LOOKS_FOR_THE_PORT: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// How often, and how far apart, a start is repeated while the workspace network is there twice.
+const LOOKS_FOR_ONE_NETWORK: u32 = 20;
+const UNTIL_ONE_NETWORK: Duration = Duration::from_millis(100);
 
 impl Docker {
     /// The body with which a start creates its container: what a bench must send to do the same work.
@@ -254,6 +257,14 @@ impl Docker {
             call("container_start", started)
         };
         let mut result = start().await;
+        for _ in 0..LOOKS_FOR_ONE_NETWORK {
+            if !result.as_ref().is_err_and(|error| error.said("ambiguous")) {
+                break;
+            }
+            // Two processes have just made the network, and one of them is about to take its own away again.
+            tokio::time::sleep(UNTIL_ONE_NETWORK).await;
+            result = start().await;
+        }
         if result.as_ref().is_err_and(is_about_missing_network) {
             // This engine looks for the network only now, and somebody has removed it since we saw it.
             self.network.forget();
