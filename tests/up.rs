@@ -90,7 +90,7 @@ impl Drop for Machine {
             up.end(Signal::SIGTERM, STOPPED);
         }
         if let Some(engine) = &self.engine {
-            engine.remove_everything_blocking();
+            engine.remove_everything_blocking(std::thread::panicking());
         }
     }
 }

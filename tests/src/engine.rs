@@ -7,17 +7,19 @@ use bollard::Docker;
 use bollard::models::NetworkCreateRequest;
 use bollard::query_parameters::{
     DownloadFromContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder,
+    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder,
 };
 use futures_util::TryStreamExt as _;
 use longshore_base::brand::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_WORKSPACE};
 use uuid::Uuid;
 
+use crate::image;
 use crate::leftovers::{Alive, one_at_a_time, sweep};
-use crate::{image, leftovers};
 
 /// One for all tests, kept from run to run: an engine has only some thirty subnets to give.
 const NETWORK: &str = "longshore-test-net";
+/// Of an agent that is shown after a failure.
+const LINES_SHOWN: &str = "50";
 const WITHOUT: &str = "LONGSHORE_TEST_WITHOUT_DOCKER";
 
 /// A container of this test.
@@ -49,7 +51,8 @@ pub struct Engine {
     pub(crate) gateway: String,
     /// The image of the reference agent.
     pub(crate) image: String,
-    _alive: Option<Alive>,
+    /// Keeps sweeps away for as long as this lives.
+    alive: Option<Alive>,
 }
 
 /// Whether an engine answers. When none does, that is a failure, unless the environment says that it is known.
@@ -84,10 +87,11 @@ impl Engine {
             gateway: network_gateway(&docker).await,
             docker,
             installation,
-            _alive: None,
+            alive: None,
         };
+        let _one = one_at_a_time().await;
         sweep(&engine).await;
-        engine._alive = Some(leftovers::Alive::mark(installation));
+        engine.alive = Some(Alive::mark(installation));
         engine
     }
 
@@ -206,8 +210,9 @@ impl Engine {
         }
     }
 
-    /// The same for a destructor, which may stand in the middle of a panic and in any runtime or none.
-    pub fn remove_everything_blocking(&self) {
+    /// The same for a destructor, which may stand in the middle of a panic and in any runtime or none. A test that fails
+    /// gets to see what its agents wrote.
+    pub fn remove_everything_blocking(&self, show_logs: bool) {
         std::thread::scope(|scope| {
             let removed = scope.spawn(|| {
                 // A client of its own: connections belong to the runtime that made them.
@@ -221,8 +226,11 @@ impl Engine {
                         installation: self.installation,
                         gateway: String::new(),
                         image: String::new(),
-                        _alive: None,
+                        alive: None,
                     };
+                    if show_logs {
+                        own.show_logs().await;
+                    }
                     own.remove_everything().await;
                 });
             });
@@ -230,6 +238,25 @@ impl Engine {
                 eprintln!("containers of {} may be left behind", self.installation);
             }
         });
+    }
+
+    async fn show_logs(&self) {
+        for container in self.containers().await {
+            let options = LogsOptionsBuilder::default()
+                .stdout(true)
+                .stderr(true)
+                .tail(LINES_SHOWN)
+                .build();
+            let lines = self.docker.logs(&container.id, Some(options));
+            let lines: Vec<_> = lines.try_collect().await.unwrap_or_default();
+            eprintln!(
+                "---- container {} ({}) ----",
+                container.name, container.state
+            );
+            for line in lines {
+                eprint!("{line}");
+            }
+        }
     }
 
     async fn list(&self, filter: &str, value: &str) -> Vec<Container> {

@@ -17,6 +17,7 @@
 )]
 
 mod app;
+mod builder;
 mod caller;
 mod engine;
 mod image;
@@ -24,10 +25,14 @@ pub mod leftovers;
 mod process;
 mod programs;
 mod servers;
+mod stores;
 mod streams;
+mod teardown;
 mod wait;
+mod workspaces;
 
-pub use app::{Builder, NewWorker, TestApp};
+pub use app::TestApp;
+pub use builder::{Builder, NewWorker};
 pub use caller::{Answer, Caller};
 pub use engine::{Container, Engine, docker_answers};
 pub use process::{LogLine, Process};

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 /// Long enough for everything that should happen soon, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Between two looks.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Looks until `look` answers `Ok`. An `Err` says what was seen instead; the last one is in the panic after `deadline`.
 ///
