@@ -22,8 +22,6 @@ pub struct ApiConfig {
     pub org_id: Option<String>,
     /// The operator serves the canvas behind this server and trusts requests that come from it.
     pub trust_same_origin_canvas: bool,
-    /// This process runs in a container, so `127.0.0.1` is not where agents listen.
-    pub in_docker: bool,
     /// How long an agent may stay silent, without any event, while a message to it is open.
     pub a2a_idle_timeout: Duration,
     /// How long a delete waits for what it stops before it answers that this goes on.

@@ -60,7 +60,6 @@ impl Default for Options {
                 trusted_proxies: Vec::new(),
                 org_id: None,
                 trust_same_origin_canvas: false,
-                in_docker: false,
                 a2a_idle_timeout: Duration::from_secs(5),
                 removal_wait: Duration::from_millis(50),
                 version: "test",

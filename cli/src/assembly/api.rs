@@ -83,7 +83,6 @@ impl Core {
             org_id: self.settings.org_id.clone(),
             trust_same_origin_canvas: settings.trust_same_origin_canvas
                 && settings.canvas_proxy_url.is_some(),
-            in_docker: self.settings.is_in_docker(),
             a2a_idle_timeout: settings.a2a_idle_timeout,
             removal_wait: ApiConfig::DEFAULT_REMOVAL_WAIT,
             version: env!("CARGO_PKG_VERSION"),
