@@ -22,6 +22,8 @@ struct Machine {
     logs: tempfile::TempDir,
     up: Option<Process>,
     engine: Option<Engine>,
+    /// Where it says that the engine is, though nothing is there.
+    no_engine: Option<&'static str>,
 }
 
 impl Machine {
@@ -34,7 +36,14 @@ impl Machine {
             logs: tempfile::tempdir().unwrap(),
             up: None,
             engine: None,
+            no_engine: None,
         }
+    }
+
+    fn without_engine(address: &'static str) -> Self {
+        let mut machine = Self::new();
+        machine.no_engine = Some(address);
+        machine
     }
 
     fn data(&self) -> std::path::PathBuf {
@@ -51,6 +60,9 @@ impl Machine {
             .arg("--agent-binary")
             .arg(longshore_tests::agent_binary())
             .current_dir(self.logs.path());
+        if let Some(nowhere) = self.no_engine {
+            command.env("DOCKER_HOST", nowhere);
+        }
         let address = self.data().join("address");
         std::fs::remove_file(&address).ok();
         self.up = Some(Process::start(name, &mut command, self.logs.path()));
@@ -60,7 +72,7 @@ impl Machine {
         })
         .await;
         let token = read(&self.data().join("admin-token")).unwrap();
-        if self.engine.is_none() {
+        if self.engine.is_none() && self.no_engine.is_none() {
             let url = read(&self.data().join("database-url")).unwrap();
             let options: PgConnectOptions = url.parse().unwrap();
             let mut connection = options.connect().await.unwrap();
@@ -143,5 +155,29 @@ async fn one_command_one_post_and_an_agent_answers_also_after_a_restart() {
         containers,
         "adopted as it was"
     );
+    machine.down().await;
+}
+
+#[tokio::test]
+async fn without_an_engine_it_says_so() {
+    let nowhere = "unix:///no/such/docker.sock";
+    let mut machine = Machine::without_engine(nowhere);
+    let admin = machine.up("alone").await;
+    let report = wait_until("the rest to be well", PATIENCE, || async {
+        let report = admin.get("/readyz?verbose").await.expect(200);
+        if report["degraded"] == json!(["container_engine"]) {
+            Ok(report)
+        } else {
+            Err(report.to_string())
+        }
+    })
+    .await;
+    assert_eq!(report["status"], "degraded");
+    let parts = report["parts"].as_array().unwrap();
+    let engine = parts.iter().find(|part| part["name"] == "container_engine");
+    let engine = engine.unwrap();
+    assert_eq!(engine["mode"], "down");
+    let detail = engine["detail"].as_str().unwrap();
+    assert!(detail.contains(nowhere), "{detail}");
     machine.down().await;
 }

@@ -1,7 +1,10 @@
 //! Is it alive, is it ready, what does it measure, and what can it do.
 
+use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use longshore_backends::{Backend, BackendError};
 use longshore_base::clock::Stopwatch;
 use poem_openapi::param::Query;
 use poem_openapi::payload::{Html, Json, PlainText, Response};
@@ -63,12 +66,25 @@ pub struct PartHealth {
     /// Seconds since it changed to that, or since it was last heard; null where that is not known.
     #[oai(nullable)]
     pub age_seconds: Option<f64>,
+    /// Why it is not well, where that is known.
+    #[oai(skip_serializing_if_is_none)]
+    pub detail: Option<String>,
 }
 
 /// Parts that the API does not know of itself: those of a worker in the same process, for one.
 pub trait HealthSource: Send + Sync {
     /// How they are now. Asked by every `/readyz`, so it must not wait.
     fn parts(&self) -> Vec<PartHealth>;
+}
+
+/// The container engine whose health is told. It may be one that the backends of this process lack, because it was away
+/// when the process started.
+#[derive(Clone)]
+pub struct WatchedEngine {
+    /// The engine.
+    pub backend: Arc<dyn Backend>,
+    /// Where it is looked for, in words that anybody may read.
+    pub address: String,
 }
 
 /// Whether this process is ready.
@@ -190,7 +206,7 @@ async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
     let parts = state.checked.parts(state).await;
     let degraded: Vec<String> = parts
         .iter()
-        .filter(|part| part.mode == PartMode::Down)
+        .filter(|part| part.mode != PartMode::Up)
         .map(|part| part.name.clone())
         .collect();
     let postgres_away = degraded.iter().any(|name| name == POSTGRES);
@@ -241,22 +257,14 @@ impl CheckedParts {
 async fn collect_parts(state: &ApiState) -> Vec<PartHealth> {
     // The control pool: a work pool that is merely busy does not make the process unready.
     let database = longshore_base::clock::now(&state.pools.control);
-    let engine = async {
-        match state.backends.choose() {
-            Err(_) => PartMode::NotConfigured,
-            Ok(backend) => mode(matches!(
-                timeout(CHECK_BUDGET, backend.check()).await,
-                Ok(Ok(()))
-            )),
-        }
-    };
-    let (database, engine) = tokio::join!(timeout(CHECK_BUDGET, database), engine);
+    let (database, engine) = tokio::join!(timeout(CHECK_BUDGET, database), check_engine(state));
     let link = state.bus.health();
     let hub = state.hub.health();
     let part = |name: &str, mode, age: Option<Duration>| PartHealth {
         name: name.to_owned(),
         mode,
         age_seconds: age.map(|age| age.as_secs_f64()),
+        detail: None,
     };
     let mut parts = vec![
         part(POSTGRES, mode(matches!(database, Ok(Ok(_)))), None),
@@ -271,10 +279,61 @@ async fn collect_parts(state: &ApiState) -> Vec<PartHealth> {
             mode(hub.tail_age.is_some_and(|age| age < TAIL_LIMIT)),
             hub.tail_age,
         ),
-        part("container_engine", engine, None),
+        engine,
     ];
     parts.extend(state.health.iter().flat_map(|source| source.parts()));
     parts
+}
+
+/// The engine as it is now. Without one no workspace can run, so a process that has none is degraded as well.
+async fn check_engine(state: &ApiState) -> PartHealth {
+    let (mode, detail) = match &state.engine {
+        _ if state.backends.remote_org => (
+            PartMode::NotConfigured,
+            Some("a hosted organisation is configured, and this build has no backend for it: no workspace can run".to_owned()),
+        ),
+        None => (
+            PartMode::NotConfigured,
+            Some("this process has no container engine: no workspace can run".to_owned()),
+        ),
+        Some(engine) => match why_away(state, engine).await {
+            None => (PartMode::Up, None),
+            Some(why) => (PartMode::Down, Some(why)),
+        },
+    };
+    PartHealth {
+        name: "container_engine".to_owned(),
+        mode,
+        age_seconds: None,
+        detail,
+    }
+}
+
+/// What keeps workspaces from running there, if anything does.
+async fn why_away(state: &ApiState, engine: &WatchedEngine) -> Option<String> {
+    let address = &engine.address;
+    match timeout(CHECK_BUDGET, engine.backend.check()).await {
+        Ok(Ok(())) if state.backends.choose().is_ok() => None,
+        Ok(Ok(())) => Some(format!(
+            "the container engine at {address} answers, but did not when this process started: start it again"
+        )),
+        Ok(Err(error)) => Some(format!("looked for at {address}: {}", public_cause(&error))),
+        Err(_) => Some(format!(
+            "looked for at {address}: no answer within {} s",
+            CHECK_BUDGET.as_secs()
+        )),
+    }
+}
+
+/// What anybody may read of the error: its fact and the kind of failure below it, no paths and no words of the engine.
+fn public_cause(error: &BackendError) -> String {
+    let mut kind = None;
+    let mut cause = error.source();
+    while let Some(below) = cause {
+        kind = below.downcast_ref().map(std::io::Error::kind).or(kind);
+        cause = below.source();
+    }
+    kind.map_or_else(|| error.to_string(), |kind| format!("{error}: {kind}"))
 }
 
 const fn mode(up: bool) -> PartMode {

@@ -41,6 +41,6 @@ mod workspaces;
 
 pub use config::ApiConfig;
 pub use document::openapi_document;
-pub use health::{HealthSource, PartHealth, PartMode};
+pub use health::{HealthSource, PartHealth, PartMode, WatchedEngine};
 pub use server::{Leaving, Listeners, StartError, build, serve};
 pub use state::{ApiParts, ApiState};

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ApiConfig;
-use crate::health::{CheckedParts, HealthSource};
+use crate::health::{CheckedParts, HealthSource, WatchedEngine};
 use crate::http_metrics::HttpMetrics;
 use crate::problem::{ApiError, ApiResult};
 use crate::rate_limit::RateLimiter;
@@ -39,6 +39,8 @@ pub struct ApiParts {
     pub kinds: Kinds,
     /// Where containers are, for their logs.
     pub backends: Backends,
+    /// The engine that `/readyz` looks at.
+    pub engine: Option<WatchedEngine>,
     /// What renders the metrics of this process; without one only the HTTP families are shown.
     pub metrics: Option<PrometheusHandle>,
     /// Parts of this process that the API does not know of itself, for `/readyz`.
@@ -58,6 +60,7 @@ pub struct ApiState {
     pub(crate) admitter: Admitter,
     pub(crate) kinds: Kinds,
     pub(crate) backends: Backends,
+    pub(crate) engine: Option<WatchedEngine>,
     pub(crate) metrics: Option<PrometheusHandle>,
     pub(crate) health: Vec<Arc<dyn HealthSource>>,
     pub(crate) http_metrics: Arc<HttpMetrics>,
@@ -86,6 +89,7 @@ impl ApiState {
             admitter,
             kinds,
             backends,
+            engine,
             metrics,
             health,
         } = parts;
@@ -101,6 +105,7 @@ impl ApiState {
             admitter,
             kinds,
             backends,
+            engine,
             metrics,
             health,
             http_metrics: Arc::default(),

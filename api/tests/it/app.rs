@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_api::{ApiConfig, ApiParts, ApiState, Leaving, Listeners, StartError, serve};
+use longshore_api::{
+    ApiConfig, ApiParts, ApiState, Leaving, Listeners, StartError, WatchedEngine, serve,
+};
 use longshore_backends::Backends;
 use longshore_base::clock::Stopwatch;
 use longshore_base::pools::Pools;
@@ -46,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) api: ApiConfig,
     pub(crate) fleet: FleetConfig,
     pub(crate) backends: Backends,
+    pub(crate) engine: Option<WatchedEngine>,
     pub(crate) redis_url: Option<String>,
 }
 
@@ -82,6 +85,7 @@ impl Default for Options {
                 provision_timeout: None,
             },
             backends: Backends::default(),
+            engine: None,
             redis_url: None,
         }
     }
@@ -110,6 +114,7 @@ impl TestApp {
             api,
             fleet,
             backends,
+            engine,
             redis_url,
         } = options;
         let database = TestDatabase::create(&MIGRATOR).await;
@@ -145,6 +150,7 @@ impl TestApp {
             admitter,
             kinds: Kinds::default(),
             backends,
+            engine,
             metrics: None,
             health: Vec::new(),
         })

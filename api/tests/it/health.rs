@@ -1,11 +1,16 @@
 //! Health, metrics and the description.
 
-use longshore_api::openapi_document;
+use std::sync::Arc;
+
+use longshore_api::{WatchedEngine, openapi_document};
+use longshore_backends::{Backend, Backends, Docker, DockerConfig};
+use longshore_base::clock::Stopwatch;
+use longshore_base::ids;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::app::{DEADLINE, Options, TestApp, expect, until};
-use longshore_base::clock::Stopwatch;
+use crate::messages::Engine;
 
 async fn readyz(app: &TestApp, query: &str) -> (StatusCode, Value) {
     let answer = app.get(&format!("/readyz{query}")).send().await.unwrap();
@@ -25,9 +30,41 @@ async fn ready_as(app: &TestApp, wanted: &str) -> Value {
     }
 }
 
+/// A part of a verbose report.
+fn part<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let parts = report["parts"].as_array().unwrap();
+    parts.iter().find(|part| part["name"] == name).unwrap()
+}
+
+/// An app whose engine is this one, which it may use or not.
+async fn app_with_engine(backend: Arc<dyn Backend>, address: &str, used: bool) -> TestApp {
+    let options = Options {
+        backends: Backends {
+            docker: used.then(|| backend.clone()),
+            remote_org: false,
+        },
+        engine: Some(WatchedEngine {
+            backend,
+            address: address.to_owned(),
+        }),
+        ..Options::default()
+    };
+    let app = TestApp::with(options).await;
+    app.events_flow().await;
+    app
+}
+
+fn docker_at(host: &str) -> Arc<dyn Backend> {
+    let config = DockerConfig {
+        host: Some(host.to_owned()),
+        ..DockerConfig::new(ids::random_uuid())
+    };
+    Arc::new(Docker::connect(config).unwrap())
+}
+
 #[tokio::test]
 async fn health_says_what_is_well_and_what_is_not() {
-    let app = TestApp::start().await;
+    let app = app_with_engine(Arc::new(Engine::default()), "here", true).await;
     for path in ["/health", "/livez"] {
         let answer = app.get(path).send().await.unwrap();
         assert_eq!(
@@ -35,22 +72,68 @@ async fn health_says_what_is_well_and_what_is_not() {
             json!({ "status": "ok" })
         );
     }
-    app.events_flow().await;
     let report = ready_as(&app, "ready").await;
     assert_eq!(report, json!({ "status": "ready", "degraded": [] }));
     assert_eq!(readyz(&app, "").await.0, StatusCode::OK);
     let (_, report) = readyz(&app, "?verbose").await;
-    let parts = report["parts"].as_array().unwrap();
-    let mode = |name: &str| &parts.iter().find(|part| part["name"] == name).unwrap()["mode"];
-    assert_eq!(mode("postgres"), "up");
-    assert_eq!(mode("redis"), "up");
-    assert_eq!(mode("event_tailer"), "up");
-    assert_eq!(mode("container_engine"), "not_configured");
+    for name in ["postgres", "redis", "event_tailer", "container_engine"] {
+        assert_eq!(part(&report, name)["mode"], "up", "{report}");
+        assert_eq!(part(&report, name).get("detail"), None, "{report}");
+    }
 
     app.state.start_draining();
     let (status, report) = readyz(&app, "").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(report["status"], "draining");
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_answer_is_named_with_where_it_was_looked_for_and_why() {
+    let missing = "unix:///no/such/docker.sock";
+    let refusing = "tcp://127.0.0.1:9";
+    for (address, used) in [(missing, true), (missing, false), (refusing, true)] {
+        let app = app_with_engine(docker_at(address), address, used).await;
+        let report = ready_as(&app, "degraded").await;
+        assert_eq!(report["degraded"], json!(["container_engine"]));
+        assert_eq!(report.get("parts"), None);
+        let (status, report) = readyz(&app, "?verbose").await;
+        assert_eq!(status, StatusCode::OK);
+        let engine = part(&report, "container_engine");
+        assert_eq!(engine["mode"], "down");
+        let detail = engine["detail"].as_str().unwrap();
+        assert!(detail.contains(address), "{detail}");
+        assert!(detail.contains("cannot be reached"), "{detail}");
+        assert_eq!(
+            detail.contains("connection refused"),
+            address == refusing,
+            "{detail}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_the_process_does_not_use_is_named_with_what_to_do() {
+    let app = app_with_engine(Arc::new(Engine::default()), "here", false).await;
+    ready_as(&app, "degraded").await;
+    let (_, report) = readyz(&app, "?verbose").await;
+    let engine = part(&report, "container_engine");
+    assert_eq!(engine["mode"], "down");
+    let detail = engine["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("here") && detail.contains("start it again"),
+        "{detail}"
+    );
+
+    let app = TestApp::start().await;
+    app.events_flow().await;
+    ready_as(&app, "degraded").await;
+    let (status, report) = readyz(&app, "?verbose").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(report["degraded"], json!(["container_engine"]));
+    let engine = part(&report, "container_engine");
+    assert_eq!(engine["mode"], "not_configured");
+    let detail = engine["detail"].as_str().unwrap();
+    assert!(detail.contains("no container engine"), "{detail}");
 }
 
 #[tokio::test]
@@ -65,7 +148,10 @@ async fn without_redis_it_is_degraded_and_without_postgres_unready() {
     })
     .await;
     let report = ready_as(&app, "degraded").await;
-    assert_eq!(report["degraded"], json!(["redis", "event_listener"]));
+    assert_eq!(
+        report["degraded"],
+        json!(["redis", "event_listener", "container_engine"])
+    );
     let (status, _) = readyz(&app, "").await;
     assert_eq!(status, StatusCode::OK);
 

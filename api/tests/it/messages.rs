@@ -483,7 +483,8 @@ async fn an_agent_that_fetches_its_messages_finds_each_once() {
 }
 
 /// An engine on which containers are as a test says.
-struct Engine {
+#[derive(Default)]
+pub(crate) struct Engine {
     running: bool,
     log: Vec<LogLine>,
 }

@@ -53,6 +53,7 @@ impl Core {
             admitter: self.admitter.clone(),
             kinds: self.kinds.clone(),
             backends: self.backends.clone(),
+            engine: Some(self.engine.clone()),
             metrics: Some(metrics.0.clone()),
             health,
         })?;

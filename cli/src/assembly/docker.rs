@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use longshore_api::WatchedEngine;
 use longshore_backends::docker::{RegistryAuth, TierLimit, TierLimits};
 use longshore_backends::{Backend, Backends, Docker, DockerConfig};
 use longshore_base::pools::Pools;
@@ -23,20 +24,42 @@ pub(crate) enum DockerAt {
     Away(Arc<Docker>, String),
 }
 
+/// Where the workspaces of a process run.
+pub(crate) struct Engines {
+    /// What it uses.
+    pub(crate) backends: Backends,
+    /// What it tells the health of.
+    pub(crate) watched: WatchedEngine,
+}
+
 impl DockerAt {
-    /// The backends of a process that takes the engine as it is now.
-    pub(crate) fn backends_now(&self, settings: &FleetSettings) -> Backends {
-        let docker = match self {
-            Self::Here(docker) => Some(docker.clone() as Arc<dyn Backend>),
-            Self::Away(..) => None,
-        };
-        backends(docker, settings)
+    /// For a process that takes the engine as it is now.
+    pub(crate) fn engines_now(&self, settings: &DockerSettings, fleet: &FleetSettings) -> Engines {
+        self.engines(matches!(self, Self::Here(_)), settings, fleet)
     }
 
-    /// The backends of a process that will find the engine when it comes.
-    pub(crate) fn backends_whenever(&self, settings: &FleetSettings) -> Backends {
+    /// For a process that will find the engine when it comes.
+    pub(crate) fn engines_whenever(
+        &self,
+        settings: &DockerSettings,
+        fleet: &FleetSettings,
+    ) -> Engines {
+        self.engines(true, settings, fleet)
+    }
+
+    fn engines(&self, used: bool, settings: &DockerSettings, fleet: &FleetSettings) -> Engines {
         let (Self::Here(docker) | Self::Away(docker, _)) = self;
-        backends(Some(docker.clone()), settings)
+        let docker: Arc<dyn Backend> = docker.clone();
+        Engines {
+            backends: Backends {
+                docker: used.then(|| docker.clone()),
+                remote_org: fleet.org_id.is_some(),
+            },
+            watched: WatchedEngine {
+                backend: docker,
+                address: settings.shown_address(),
+            },
+        }
     }
 }
 
@@ -103,11 +126,4 @@ fn docker_config(settings: &DockerSettings, installation: Uuid) -> anyhow::Resul
             }),
         ..DockerConfig::new(installation)
     })
-}
-
-fn backends(docker: Option<Arc<dyn Backend>>, settings: &FleetSettings) -> Backends {
-    Backends {
-        docker,
-        remote_org: settings.org_id.is_some(),
-    }
 }

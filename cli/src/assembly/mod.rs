@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use longshore_api::WatchedEngine;
 use longshore_backends::Backends;
 use longshore_base::pools::Pools;
 use longshore_base::redact::Redactor;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use api::{Leave, RunningApi, Sockets};
 pub(crate) use database::{application, connect, warn_of_too_many};
-pub(crate) use docker::{DockerAt, connect_docker};
+pub(crate) use docker::{DockerAt, Engines, connect_docker};
 pub(crate) use metrics::{MetricsPage, bind_metrics, serve_metrics};
 pub(crate) use worker::RunningWorker;
 
@@ -54,6 +55,7 @@ pub(crate) struct Core {
     bus: EventBus,
     fleet: Arc<Fleet>,
     backends: Backends,
+    engine: WatchedEngine,
     hints: Hints,
     admitter: Admitter,
     kinds: Kinds,
@@ -67,7 +69,7 @@ impl Core {
     pub(crate) fn build(
         settings: CoreSettings,
         pools: Pools,
-        backends: Backends,
+        engines: Engines,
         redactor: Redactor,
     ) -> anyhow::Result<Self> {
         let CoreSettings {
@@ -106,7 +108,8 @@ impl Core {
             pools,
             bus,
             fleet,
-            backends,
+            backends: engines.backends,
+            engine: engines.watched,
             hints,
             admitter,
             kinds,

@@ -100,6 +100,7 @@ impl HealthSource for WorkerHealth {
                 PartMode::Down
             },
             age_seconds: health.map(|health| health.beat_age.as_secs_f64()),
+            detail: None,
         }]
     }
 }

@@ -52,7 +52,7 @@ pub(crate) async fn run(mut args: ApiArgs, redactor: Redactor) -> anyhow::Result
     let metrics = MetricsPage::start()?;
     let pools = assembly::connect(&args.database, "api").await?;
     let docker = assembly::connect_docker(&args.docker, &mut args.fleet, &pools).await?;
-    let backends = docker.backends_whenever(&args.fleet);
+    let engines = docker.engines_whenever(&args.docker, &args.fleet);
     let url = listeners.local_url()?;
     let settings = CoreSettings {
         security,
@@ -61,7 +61,7 @@ pub(crate) async fn run(mut args: ApiArgs, redactor: Redactor) -> anyhow::Result
         worker: args.worker,
         port: listeners.first()?.port(),
     };
-    let core = Core::build(settings, pools, backends, redactor)?;
+    let core = Core::build(settings, pools, engines, redactor)?;
     let leave = Leave {
         notice: Duration::from_secs(args.http.shutdown_notice.into()),
         limit: args.http.shutdown_limit,

@@ -48,7 +48,7 @@ pub(crate) async fn run(mut args: WorkerArgs, redactor: Redactor) -> anyhow::Res
     let metrics = MetricsPage::start()?;
     let pools = assembly::connect(&args.database, "worker").await?;
     let docker = assembly::connect_docker(&args.docker, &mut args.fleet, &pools).await?;
-    let backends = docker.backends_whenever(&args.fleet);
+    let engines = docker.engines_whenever(&args.docker, &args.fleet);
     let settings = CoreSettings {
         security,
         redis: args.redis,
@@ -56,7 +56,7 @@ pub(crate) async fn run(mut args: WorkerArgs, redactor: Redactor) -> anyhow::Res
         worker: args.worker.clone(),
         port: args.port.port,
     };
-    let core = Core::build(settings, pools, backends, redactor)?;
+    let core = Core::build(settings, pools, engines, redactor)?;
     let mut worker = core.run_worker(&args.worker).await?;
     if let Some(listener) = metrics_listener {
         tokio::spawn(assembly::serve_metrics(metrics, listener));

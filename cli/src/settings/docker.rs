@@ -76,6 +76,15 @@ pub(crate) struct DockerSettings {
 }
 
 impl DockerSettings {
+    /// Where the engine is looked for, as anybody may read it: the address of another machine is nobody's business.
+    pub(crate) fn shown_address(&self) -> String {
+        match self.host.as_deref().map(str::trim) {
+            None | Some("") => "unix:///var/run/docker.sock".to_owned(),
+            Some(socket) if socket.starts_with("unix://") => socket.to_owned(),
+            Some(_) => "the address in DOCKER_HOST".to_owned(),
+        }
+    }
+
     /// User and token for pulls; both or none.
     pub(crate) fn registry_login(&self) -> Result<Option<(String, Secret<String>)>, SettingError> {
         match (&self.registry_user, &self.registry_token) {

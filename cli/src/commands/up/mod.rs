@@ -188,7 +188,7 @@ async fn start(
         ground.listeners.first()?.port(),
     );
     let platform_url = args.fleet.platform_url(port);
-    let backends = docker.backends_now(&args.fleet);
+    let engines = docker.engines_now(&args.docker, &args.fleet);
     let settings = CoreSettings {
         security: args.security.for_api()?,
         redis: args.redis,
@@ -196,7 +196,7 @@ async fn start(
         worker: args.worker.clone(),
         port,
     };
-    let core = Core::build(settings, pools, backends, redactor)?;
+    let core = Core::build(settings, pools, engines, redactor)?;
     let metrics = MetricsPage::start()?;
     let worker = core.run_worker(&args.worker).await?;
     let leave = Leave {
