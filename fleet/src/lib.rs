@@ -16,6 +16,7 @@ pub mod workspace;
 pub mod access;
 pub mod activity;
 pub mod connection;
+pub mod idempotency;
 pub mod memories;
 pub mod redaction;
 pub mod tokens;

@@ -4,7 +4,10 @@ use aes_gcm::aead::{Aead as _, KeyInit as _, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use longshore_base::{Secret, WorkspaceId, random};
+use sha2::Sha256;
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;
@@ -73,6 +76,8 @@ pub enum KeyError {
 struct Key {
     id: String,
     cipher: Aes256Gcm,
+    /// What keys for other purposes are derived from.
+    root: Hkdf<Sha256>,
 }
 
 /// The keys secrets are sealed with. The first is current; the others only open.
@@ -110,6 +115,7 @@ impl Sealer {
             keys.push(Key {
                 id: id.to_owned(),
                 cipher: Aes256Gcm::new(bytes.into()),
+                root: Hkdf::new(None, bytes),
             });
             Ok(())
         };
@@ -228,6 +234,22 @@ impl Sealer {
         }
     }
 
+    /// A digest of these parts that nobody without the key can make: HMAC-SHA-256 under a key derived from the current
+    /// one, by HKDF, for this purpose alone. Without a key it is an ordinary digest, as values are then plain text.
+    #[must_use]
+    pub fn fingerprint(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {
+        let root = self.ring.first().map(|key| &key.root);
+        digest(root, purpose, parts).finalize().into_bytes().into()
+    }
+
+    /// Whether a digest is that of these parts under any key, or under none. Compares in constant time.
+    #[must_use]
+    pub fn is_fingerprint(&self, purpose: &str, parts: &[&[u8]], stored: &[u8]) -> bool {
+        let roots = self.ring.iter().map(|key| Some(&key.root)).chain([None]);
+        let mut digests = roots.map(|root| digest(root, purpose, parts));
+        digests.any(|digest| digest.verify_slice(stored).is_ok())
+    }
+
     /// The named key first, then the others: an operator may have renamed a key, and version 1 names none. Trying is
     /// safe, since a wrong key cannot pass authentication.
     fn candidates(&self, named: Option<&str>) -> impl Iterator<Item = &Key> {
@@ -235,6 +257,26 @@ impl Sealer {
         let rest = self.ring.iter().filter(move |key| !is_named(key));
         self.ring.iter().filter(is_named).chain(rest)
     }
+}
+
+fn digest(root: Option<&Hkdf<Sha256>>, purpose: &str, parts: &[&[u8]]) -> Hmac<Sha256> {
+    let mut key = [0; KEY_BYTES];
+    #[expect(
+        clippy::expect_used,
+        reason = "HKDF refuses only keys of more than 255 digests, HMAC none"
+    )]
+    let mut mac = {
+        root.unwrap_or(&Hkdf::new(None, &[]))
+            .expand(purpose.as_bytes(), &mut key)
+            .expect("a key of one digest");
+        Hmac::<Sha256>::new_from_slice(&key).expect("a key of any length")
+    };
+    for part in parts {
+        // Its length goes first, so that no two lists of parts run together to the same bytes.
+        mac.update(&(part.len() as u64).to_be_bytes());
+        mac.update(part);
+    }
+    mac
 }
 
 fn entries(ring: Option<&str>) -> impl Iterator<Item = &str> {
@@ -424,6 +466,24 @@ mod tests {
             );
             assert!(!text.contains("hunter2") && !text.contains(RAW), "{text}");
         }
+    }
+
+    #[test]
+    fn a_fingerprint_tells_its_purpose_parts_and_key_and_outlives_a_rotation() {
+        let (old, new) = (base64_key(1), base64_key(2));
+        let before = Sealer::from_settings(None, Some(&format!("old:{old}"))).unwrap();
+        let after = Sealer::from_settings(None, Some(&format!("new:{new},old:{old}"))).unwrap();
+        let parts: &[&[u8]] = &[b"POST", b"/x", b"{}"];
+        let made = before.fingerprint("one", parts);
+        assert!(before.is_fingerprint("one", parts, &made));
+        assert!(after.is_fingerprint("one", parts, &made));
+        assert_ne!(after.fingerprint("one", parts), made);
+        assert!(!before.is_fingerprint("two", parts, &made));
+        assert!(!before.is_fingerprint("one", &[b"POST", b"/", b"x{}"], &made));
+        assert!(!before.is_fingerprint("one", parts, &made[..31]));
+        assert!(!sealer().is_fingerprint("one", parts, &made));
+        let open = Sealer::without_key().fingerprint("one", parts);
+        assert!(after.is_fingerprint("one", parts, &open));
     }
 
     proptest! {
