@@ -24,6 +24,8 @@ const _: () = assert!(
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// Limit of calls somebody waits for, or that only look: first contact, health, whether a container runs.
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(10);
+/// How far apart looks are at what another process has begun and the engine has not finished.
+pub(super) const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// The Docker backend.
 pub struct Docker {

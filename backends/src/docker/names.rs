@@ -1,6 +1,7 @@
 //! Names of a workspace's things in the engine (spec: lifecycle §2.1).
 
 use longshore_base::WorkspaceId;
+use longshore_base::secret::sha256;
 
 /// Where the platform's files are in the container.
 pub(super) const CONFIGS: &str = "/configs";
@@ -30,6 +31,12 @@ pub(super) fn workspace_volume(id: WorkspaceId) -> String {
     format!("ws-{id}-workspace")
 }
 
+/// The network's interface on the engine's machine: fifteen characters, the most an interface may have.
+pub(super) fn bridge(network: &str) -> String {
+    let digest = hex::encode(sha256(network.as_bytes()));
+    format!("br-{}", &digest[..12])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,5 +50,7 @@ mod tests {
             workspace_volume(id),
             "ws-0b6f3c1e-4d2a-4c3b-9f00-0123456789ab-workspace"
         );
+        // Processes of different versions must agree on it, or they make the network twice.
+        assert_eq!(bridge("longshore-net"), "br-d0e0562759d7");
     }
 }

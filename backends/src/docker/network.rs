@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bollard::models::{Network, NetworkCreateRequest, NetworkInspect};
-use bollard::query_parameters::ListNetworksOptionsBuilder;
-use chrono::{DateTime, FixedOffset};
+use bollard::models::{NetworkCreateRequest, NetworkInspect};
+use longshore_base::clock::Stopwatch;
 use tokio::sync::Mutex;
 
-use super::engine::{Docker, Engine, call};
-use crate::{BackendError, CallFailure};
+use super::engine::{BETWEEN_LOOKS, Docker, Engine, LOOK_LIMIT, call};
+use super::names::bridge;
+use crate::{BackendError, CallError, CallFailure};
+
+/// The engine's option for the name of a network's bridge.
+const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
 /// Whether this process has seen the network. A start that the engine refuses for want of it makes it unseen again.
 #[derive(Default)]
@@ -49,59 +52,51 @@ impl Docker {
         if self.network.seen.load(Ordering::Acquire) {
             return Ok(());
         }
-        let name = &self.config.network;
-        match call("network_inspect", engine.client.inspect_network(name, None)).await {
-            Ok(_) => {}
-            Err(error) if error.failure() == CallFailure::NotFound => {
-                self.make_network(engine).await?;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        self.find_or_make_network(engine).await?;
         self.network.seen.store(true, Ordering::Release);
         Ok(())
     }
 
-    async fn make_network(&self, engine: &Engine) -> Result<(), BackendError> {
+    async fn find_or_make_network(&self, engine: &Engine) -> Result<(), BackendError> {
         let name = &self.config.network;
-        let request = NetworkCreateRequest {
-            name: name.clone(),
-            driver: Some("bridge".to_owned()),
-            labels: Some(self.mark(engine).of_installation()),
-            ..Default::default()
-        };
-        let made = match call("network_create", engine.client.create_network(request)).await {
-            Ok(made) => made.id,
-            Err(error) if error.failure() == CallFailure::Conflict => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        tracing::info!(network = name, network.id = made, "workspace network made");
-        // The engine's check of names is best effort: two processes may each have made one, and then neither can be
-        // used by name. All of them see the same list and keep the same one.
-        let filters = HashMap::from([("name", vec![name.as_str()])]);
-        let options = ListNetworksOptionsBuilder::default()
-            .filters(&filters)
-            .build();
-        let listed = call("network_list", engine.client.list_networks(Some(options))).await?;
-        let kept = listed
-            .iter()
-            .filter(|network| network.name.as_deref() == Some(name))
-            .min_by_key(|network| age(network));
-        if kept.is_some_and(|kept| kept.id.as_deref() != Some(&made)) {
-            match call("network_remove", engine.client.remove_network(&made)).await {
-                Ok(()) => {}
+        let since = Stopwatch::start();
+        loop {
+            match call("network_inspect", engine.client.inspect_network(name, None)).await {
+                Ok(_) => return Ok(()),
                 Err(error) if error.failure() == CallFailure::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
+            // Older engines let a network's name be taken twice, and then nobody can use it by name. A bridge they make
+            // only once, so the bridge's name is the compare-and-set.
+            let request = NetworkCreateRequest {
+                name: name.clone(),
+                driver: Some("bridge".to_owned()),
+                options: Some(HashMap::from([(BRIDGE_NAME.to_owned(), bridge(name))])),
+                labels: Some(self.mark(engine).of_installation()),
+                ..Default::default()
+            };
+            match call("network_create", engine.client.create_network(request)).await {
+                Ok(made) => {
+                    tracing::info!(
+                        network = name,
+                        network.id = made.id,
+                        "workspace network made"
+                    );
+                    return Ok(());
+                }
+                // Another process is making it and it will be seen soon, or is removing it and we make it anew.
+                Err(error) if is_taken(&error) && since.elapsed() < LOOK_LIMIT => {
+                    tokio::time::sleep(BETWEEN_LOOKS).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
     }
 }
 
-/// Orders networks by when they were made, in the same way for everybody who looks.
-fn age(network: &Network) -> (Option<DateTime<FixedOffset>>, Option<&str>) {
-    let created = network.created.as_deref();
-    let created = created.and_then(|text| DateTime::parse_from_rfc3339(text).ok());
-    (created, network.id.as_deref())
+/// A taken network name is a conflict; of a taken bridge only the engine's words tell.
+fn is_taken(error: &CallError) -> bool {
+    error.failure() == CallFailure::Conflict || error.said("same bridge name")
 }
 
 /// The configured gateway, else the subnet's first address, which is what a bridge takes.

@@ -17,25 +17,24 @@ use bollard::query_parameters::{
     CreateContainerOptionsBuilder, StartContainerOptions, UploadToContainerOptionsBuilder,
 };
 use bytes::Bytes;
+use longshore_base::clock::Stopwatch;
 use longshore_base::failpoint::hit;
 
 use super::config::platform;
 use super::container::{Tier, Volumes, check, create_body, internal_url};
-use super::engine::{CALL_LIMIT, Docker, Engine, LOOK_LIMIT, call};
+use super::engine::{BETWEEN_LOOKS, CALL_LIMIT, Docker, Engine, LOOK_LIMIT, call};
 use super::files::files_archive;
 use super::image::{ReadyImage, no_such_image};
 use super::labels::Holder;
 use super::names::{AGENT_PORT, AGENT_PORT_KEY, CONFIGS};
 use crate::{BackendError, CallError, CallFailure, StartSpec, StartWatch, Started, steps};
 
-/// How often a container in the way is removed before we admit that somebody keeps putting one there.
-const ROUNDS_FOR_THE_NAME: u32 = 8;
+/// How long the name is fought for before we admit that others keep taking it. A time and not a number of rounds: a
+/// loaded engine refuses the name of a container it does not show yet for longer than any number of quick rounds.
+const LIMIT_FOR_THE_NAME: Duration = Duration::from_secs(60);
 /// How often, and how far apart, the engine is asked for the host port.
 const LOOKS_FOR_THE_PORT: u32 = 3;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
-/// How often, and how far apart, a start is repeated while the workspace network is there twice.
-const LOOKS_FOR_ONE_NETWORK: u32 = 20;
-const UNTIL_ONE_NETWORK: Duration = Duration::from_millis(100);
+const BETWEEN_LOOKS_FOR_THE_PORT: Duration = Duration::from_millis(500);
 
 impl Docker {
     /// The body with which a start creates its container: what a bench must send to do the same work.
@@ -130,15 +129,15 @@ impl Docker {
         Ok(())
     }
 
-    /// Removes a predecessor's container, if there is one. Whatever is newer or not ours is an error.
+    /// Removes a predecessor's container and says whether there was one. Whatever is newer or not ours is an error.
     async fn clear_name(
         &self,
         engine: &Engine,
         spec: &StartSpec,
         watch: &dyn StartWatch,
-    ) -> Result<(), BackendError> {
+    ) -> Result<bool, BackendError> {
         let Some(found) = self.find(engine, spec.workspace_id, CALL_LIMIT).await? else {
-            return Ok(());
+            return Ok(false);
         };
         match found.holder {
             Holder::Ours { generation } if generation > spec.generation => {
@@ -157,7 +156,8 @@ impl Docker {
                         None,
                     )
                     .await?;
-                self.remove_container(engine, &found.id).await
+                self.remove_container(engine, &found.id).await?;
+                Ok(true)
             }
             Holder::OursElsewhere | Holder::Stranger => Err(BackendError::NameTaken {
                 name: spec.workspace_id.container_name(),
@@ -175,7 +175,8 @@ impl Docker {
         mut image: ReadyImage,
     ) -> Result<(String, ReadyImage), BackendError> {
         let mut network_made = false;
-        for _ in 0..ROUNDS_FOR_THE_NAME {
+        let since = Stopwatch::start();
+        loop {
             watch
                 .step(steps::CREATE, Some("container".to_owned()), None)
                 .await?;
@@ -184,8 +185,17 @@ impl Docker {
                 Err(error) => error,
             };
             match error.failure() {
+                CallFailure::Conflict if since.elapsed() >= LIMIT_FOR_THE_NAME => {
+                    return Err(BackendError::NameContended {
+                        name: spec.workspace_id.container_name(),
+                    });
+                }
                 CallFailure::Conflict => {
-                    self.clear_name(engine, spec, watch).await?;
+                    if !self.clear_name(engine, spec, watch).await? {
+                        // The engine keeps a name while it makes the container and while it removes it, and shows no
+                        // container then.
+                        tokio::time::sleep(BETWEEN_LOOKS).await;
+                    }
                     hit("docker.after_remove").await;
                 }
                 _ if is_about_missing_network(&error) && !network_made => {
@@ -208,9 +218,6 @@ impl Docker {
                 CallFailure::Refused | CallFailure::Failed => return Err(error.into()),
             }
         }
-        Err(BackendError::NameContended {
-            name: spec.workspace_id.container_name(),
-        })
     }
 
     async fn create_once(&self, engine: &Engine, spec: &StartSpec) -> Result<String, CallError> {
@@ -257,14 +264,6 @@ impl Docker {
             call("container_start", started)
         };
         let mut result = start().await;
-        for _ in 0..LOOKS_FOR_ONE_NETWORK {
-            if !result.as_ref().is_err_and(|error| error.said("ambiguous")) {
-                break;
-            }
-            // Two processes have just made the network, and one of them is about to take its own away again.
-            tokio::time::sleep(UNTIL_ONE_NETWORK).await;
-            result = start().await;
-        }
         if result.as_ref().is_err_and(is_about_missing_network) {
             // This engine looks for the network only now, and somebody has removed it since we saw it.
             self.network.forget();
@@ -312,7 +311,7 @@ impl Docker {
                 }
             }
             if look < LOOKS_FOR_THE_PORT {
-                tokio::time::sleep(BETWEEN_LOOKS).await;
+                tokio::time::sleep(BETWEEN_LOOKS_FOR_THE_PORT).await;
             }
         }
         tracing::warn!(workspace.id = %spec.workspace_id, container.id = container_id, "the container has no host port");

@@ -7,13 +7,10 @@ use longshore_base::clock::Stopwatch;
 use longshore_base::{WorkspaceId, brand};
 use uuid::Uuid;
 
-use super::engine::{CALL_LIMIT, Docker, Engine, LOOK_LIMIT, call, call_within};
+use super::engine::{BETWEEN_LOOKS, CALL_LIMIT, Docker, Engine, LOOK_LIMIT, call, call_within};
 use super::labels::Holder;
 use super::volumes::described;
 use crate::{BackendError, CallFailure, StopTarget};
-
-/// How often a removal that somebody else began is looked at.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What was found under a workspace's name.
 pub(super) struct Found {
@@ -100,35 +97,22 @@ impl Docker {
         engine: &Engine,
         container_id: &str,
     ) -> Result<(), BackendError> {
-        let options = RemoveContainerOptionsBuilder::default()
-            .force(true)
-            .v(true)
-            .build();
-        let removed = engine.client.remove_container(container_id, Some(options));
-        match call("container_remove", removed).await {
-            Ok(()) => Ok(()),
-            Err(error) if error.failure() == CallFailure::NotFound => Ok(()),
-            // Somebody else is removing it. The name is free only once that has ended.
-            Err(error) if error.failure() == CallFailure::Conflict => {
-                let since = Stopwatch::start();
-                while self.exists(engine, container_id).await? {
-                    if since.elapsed() > LOOK_LIMIT {
-                        return Err(error.into());
-                    }
-                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        let since = Stopwatch::start();
+        loop {
+            let options = RemoveContainerOptionsBuilder::default().force(true).v(true);
+            let options = Some(options.build());
+            let removed = engine.client.remove_container(container_id, options);
+            match call("container_remove", removed).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.failure() == CallFailure::NotFound => return Ok(()),
+                // Somebody else is removing it, and may yet fail.
+                Err(error)
+                    if error.failure() == CallFailure::Conflict && since.elapsed() < CALL_LIMIT =>
+                {
+                    tokio::time::sleep(BETWEEN_LOOKS).await;
                 }
-                Ok(())
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn exists(&self, engine: &Engine, container_id: &str) -> Result<bool, BackendError> {
-        let inspected = engine.client.inspect_container(container_id, None);
-        match call("container_inspect", inspected).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.failure() == CallFailure::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Who wins when two starts of one workspace meet, and what a dead one leaves behind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use futures_util::future::join_all;
-use longshore_backends::{Backend as _, BackendError, StopTarget, steps};
+use longshore_backends::{Backend as _, BackendError, Docker, StopTarget, steps};
 use longshore_base::brand;
 
 use crate::room::{IMAGE, Room, fetch, room};
@@ -147,22 +147,34 @@ async fn wherever_a_run_ends_its_successor_converges_to_one_container() {
 }
 
 #[tokio::test]
+async fn processes_that_make_the_network_at_once_make_one() {
+    let Some(room) = room().await else { return };
+    let processes: Vec<_> = (0..8).map(|_| room.another_process()).collect();
+    let made = join_all(processes.iter().map(Docker::network_gateway)).await;
+    let gateways: HashSet<_> = made.into_iter().map(Result::unwrap).collect();
+    assert_eq!(gateways.len(), 1, "{gateways:?}");
+    assert_eq!(room.networks().await, [room.config.network.as_str()]);
+}
+
+#[tokio::test]
 async fn of_starts_that_run_at_once_the_newest_generation_stays() {
     let Some(room) = room().await else { return };
-    // Processes that make the network at the same moment can still disturb each other's first start; this is about names.
-    room.docker.network_gateway().await.unwrap();
-    let processes: Vec<_> = (1..=4)
-        .map(|generation| (room.another_process(), room.spec_of_generation(generation)))
-        .collect();
-    let watch = Allow::default();
-    let starts = processes
-        .iter()
-        .map(|(docker, spec)| docker.start(spec, &watch));
-    let results = join_all(starts).await;
-    let newest = results[3].as_ref().unwrap();
-    assert_eq!(room.containers().await, [newest.container_id.as_str()]);
-    assert_eq!(room.generation().await, "4");
-    fetch(&newest.url, "env").await;
+    // First with nothing there, then on top of what the first four left.
+    for generations in [1..=4, 5..=8] {
+        let processes: Vec<_> = generations
+            .map(|generation| (room.another_process(), room.spec_of_generation(generation)))
+            .collect();
+        let watch = Allow::default();
+        let starts = processes
+            .iter()
+            .map(|(docker, spec)| docker.start(spec, &watch));
+        let results = join_all(starts).await;
+        let newest = results[3].as_ref().unwrap();
+        assert_eq!(room.containers().await, [newest.container_id.as_str()]);
+        let generation = processes[3].1.generation;
+        assert_eq!(room.generation().await, generation.to_string());
+        fetch(&newest.url, "env").await;
+    }
 }
 
 /// Puts a container that is not ours under the workspace's name.

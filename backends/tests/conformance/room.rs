@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bollard::body_full;
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, Network};
 use bollard::query_parameters::{
     CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
     ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
@@ -189,6 +189,12 @@ impl Room {
         containers(&self.raw, self.config.installation).await
     }
 
+    /// Names of all its networks.
+    pub(crate) async fn networks(&self) -> Vec<String> {
+        let listed = networks(&self.raw, self.config.installation).await;
+        listed.into_iter().filter_map(|found| found.name).collect()
+    }
+
     /// Names of all its volumes, sorted.
     pub(crate) async fn volumes(&self) -> Vec<String> {
         let mut names = volumes(&self.raw, self.config.installation).await;
@@ -275,6 +281,13 @@ async fn volumes(raw: &bollard::Docker, installation: Uuid) -> Vec<String> {
     volumes.into_iter().map(|volume| volume.name).collect()
 }
 
+async fn networks(raw: &bollard::Docker, installation: Uuid) -> Vec<Network> {
+    let options = ListNetworksOptionsBuilder::default()
+        .filters(&of_installation(installation))
+        .build();
+    raw.list_networks(Some(options)).await.unwrap()
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
         let installation = self.config.installation;
@@ -304,10 +317,7 @@ async fn sweep(raw: bollard::Docker, installation: Uuid, images: Vec<String>) {
         let removed = raw.remove_volume(&name, Some(options.build())).await;
         absent_is_fine(removed);
     }
-    let options = ListNetworksOptionsBuilder::default()
-        .filters(&of_installation(installation))
-        .build();
-    for network in raw.list_networks(Some(options)).await.unwrap() {
+    for network in networks(&raw, installation).await {
         let removed = raw.remove_network(&network.id.unwrap()).await;
         absent_is_fine(removed);
     }
