@@ -15,13 +15,16 @@ pub(crate) struct Registration {
     pub(crate) queues: Vec<String>,
     pub(crate) engine_id: Option<String>,
     pub(crate) slots: i32,
+    /// Admitted jobs it wants waiting for it, by queue.
+    pub(crate) windows: serde_json::Value,
 }
 
 /// Writes the worker's row; again under the same name it renews queues and slots.
 pub(crate) async fn register(pool: &PgPool, worker: &Registration) -> Result<(), LedgerError> {
     sqlx::query!(
-        r#"INSERT INTO workers (name, host, version, kinds, queues, engine_id, slots) VALUES ($1, $2, $3, $4, $5, $6, $7)
-           ON CONFLICT (name) DO UPDATE SET queues = excluded.queues, engine_id = excluded.engine_id, slots = excluded.slots"#,
+        r#"INSERT INTO workers (name, host, version, kinds, queues, engine_id, slots, windows) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+           ON CONFLICT (name) DO UPDATE SET queues = excluded.queues, engine_id = excluded.engine_id, slots = excluded.slots,
+               windows = excluded.windows"#,
         worker.name,
         worker.host,
         worker.version,
@@ -29,6 +32,7 @@ pub(crate) async fn register(pool: &PgPool, worker: &Registration) -> Result<(),
         &worker.queues,
         worker.engine_id,
         worker.slots,
+        worker.windows,
     )
     .execute(pool)
     .await
@@ -68,6 +72,15 @@ pub(crate) async fn cancels(pool: &PgPool, name: &str) -> Result<Vec<Uuid>, Ledg
     .fetch_all(pool)
     .await
     .map_err(LedgerError::database("reading cancel requests"))
+}
+
+/// Says that this worker takes no more, so that nothing is admitted for it: it is about to leave.
+pub(crate) async fn stop_taking(pool: &PgPool, name: &str) -> Result<(), LedgerError> {
+    sqlx::query!("UPDATE workers SET draining = true WHERE name = $1", name)
+        .execute(pool)
+        .await
+        .map_err(LedgerError::database("saying that a worker leaves"))?;
+    Ok(())
 }
 
 /// Takes the worker's row away: it has left, and nothing of it runs.

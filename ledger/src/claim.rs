@@ -3,6 +3,7 @@
 use longshore_base::{JobId, WorkspaceId};
 use sqlx::PgPool;
 
+use crate::control::{Subject, open_controls, split_queue};
 use crate::hints::Hint;
 use crate::{ClaimedJob, LedgerError};
 
@@ -51,6 +52,42 @@ pub(crate) async fn claim(
             created_by: row.created_by,
         })
         .collect())
+}
+
+/// Claims once more what is already claimed, for a run that comes late: `false` when the job is no longer its own, or its
+/// scope was closed meanwhile. A change of controls that comes after it sees a run that has just begun, and waits.
+pub(crate) async fn claim_again(pool: &PgPool, job: &ClaimedJob) -> Result<bool, LedgerError> {
+    let (kind, place) = split_queue(&job.queue);
+    let mut tx = pool
+        .begin()
+        .await
+        .map_err(LedgerError::database("beginning to claim a job again"))?;
+    sqlx::query!("SELECT pg_advisory_xact_lock_shared(hashtextextended('longshore.control', 0))")
+        .execute(&mut *tx)
+        .await
+        .map_err(LedgerError::database("locking the queue controls"))?;
+    let controls = open_controls(&mut tx).await?;
+    let subject = Subject {
+        kind,
+        place,
+        tenant: &job.tenant,
+        workspace_id: job.workspace_id,
+    };
+    if subject.closed_by(&controls).is_some() {
+        return Ok(false);
+    }
+    let claimed = sqlx::query!(
+        "UPDATE jobs SET started_at = longshore_now() WHERE id = $1 AND token = $2 AND state = 'running'",
+        job.id.0,
+        job.token
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(LedgerError::database("claiming a job again"))?;
+    tx.commit()
+        .await
+        .map_err(LedgerError::database("committing a second claim"))?;
+    Ok(claimed.rows_affected() == 1)
 }
 
 /// The queued jobs of a queue, straight from the ledger: what workers read while Redis is away.

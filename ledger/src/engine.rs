@@ -4,25 +4,28 @@
 //! of each second. Each is supervised by being a loop that cannot end; one that does makes [`Engine::failed`] resolve,
 //! and the process exits non-zero.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use longshore_base::pools::Pools;
 use longshore_base::random;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admitter;
-use crate::beat::{Registration, beat, cancels, leave, register};
+use crate::admission::fairness::forget_idle;
+use crate::beat::{Registration, beat, cancels, leave, register, stop_taking};
+use crate::control::max_per_worker;
 use crate::finish::{self, finish_runs};
 use crate::hints::Hints;
 use crate::maintenance::{end_overdue, republish, wake_forgotten};
 use crate::reader::QueueReader;
 use crate::reaper::Reaper;
 use crate::run::{Claimed, Runner, Stopped};
-use crate::{Executor, KindSpec, Kinds, LedgerError, ensure_partitions};
+use crate::slots::Slots;
+use crate::{Executor, Kinds, LedgerError, ensure_partitions};
 
 /// The ticks of each second: admission, republishing, cancel requests.
 const TICK: Duration = Duration::from_secs(1);
@@ -89,8 +92,7 @@ pub(crate) struct Identity {
 struct IdentityInner {
     host: String,
     name: RwLock<String>,
-    draining: std::sync::atomic::AtomicBool,
-    changed: Notify,
+    draining: watch::Sender<bool>,
 }
 
 impl Identity {
@@ -98,8 +100,7 @@ impl Identity {
         let inner = IdentityInner {
             host: host.to_owned(),
             name: RwLock::new(fresh_name(host)),
-            draining: false.into(),
-            changed: Notify::new(),
+            draining: watch::Sender::new(false),
         };
         Self {
             inner: Arc::new(inner),
@@ -123,29 +124,28 @@ impl Identity {
     }
 
     fn set_draining(&self, draining: bool) {
-        let before = self
-            .inner
-            .draining
-            .swap(draining, std::sync::atomic::Ordering::SeqCst);
-        if before != draining {
+        let changed = self.inner.draining.send_if_modified(|current| {
+            let changed = *current != draining;
+            *current = draining;
+            changed
+        });
+        if changed {
             tracing::info!(
                 draining,
                 "an operator changed whether this worker takes jobs"
             );
-            self.inner.changed.notify_waiters();
         }
     }
 
-    /// While this worker takes no jobs: ends when that changes. Never ends while it takes jobs.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.inner.draining.borrow()
+    }
+
+    /// Ends once this worker takes jobs: at once, unless it is draining.
     pub(crate) async fn until_taking(&self) {
-        if !self
-            .inner
-            .draining
-            .load(std::sync::atomic::Ordering::SeqCst)
-        {
-            return std::future::pending().await;
-        }
-        self.inner.changed.notified().await;
+        // The sender lives in `self`, so this cannot fail.
+        let mut draining = self.inner.draining.subscribe();
+        let _taking = draining.wait_for(|draining| !draining).await;
     }
 }
 
@@ -157,6 +157,9 @@ fn fresh_name(host: &str) -> String {
         &longshore_base::ids::random_uuid().simple().to_string()[..8]
     )
 }
+
+/// Admitted jobs wanted, by queue.
+type Windows = BTreeMap<String, usize>;
 
 /// A running engine.
 pub struct Engine {
@@ -180,9 +183,11 @@ struct Shared {
     hints: Hints,
     identity: Identity,
     runner: Runner,
-    permits: HashMap<&'static str, Arc<Semaphore>>,
-    slots: usize,
-    queues: RwLock<Vec<String>>,
+    slots: Slots,
+    /// What it reads, with the kind of each.
+    queues: RwLock<Vec<(String, &'static str)>>,
+    /// The windows last written.
+    windows: Mutex<Windows>,
     /// The engine whose containers this worker runs; known once that has answered.
     engine_id: OnceLock<String>,
     confirmed: RwLock<Instant>,
@@ -202,21 +207,21 @@ impl Engine {
         reads: &[(String, &'static str)],
     ) -> Result<Self, EngineError> {
         ensure_partitions(&pools.control).await?;
-        let runs = |kind: &&KindSpec| executors.contains_key(kind.name);
-        let permits: HashMap<_, _> = kinds
-            .iter()
-            .filter(runs)
-            .map(|kind| (kind.name, Arc::new(Semaphore::new(kind.policy.concurrency))))
-            .collect();
-        let slots: usize = kinds
-            .iter()
-            .filter(runs)
-            .map(|kind| kind.policy.concurrency)
-            .sum();
+        let slots = Slots::new(
+            kinds
+                .iter()
+                .filter(|kind| executors.contains_key(kind.name)),
+        );
         let (ended, ended_rx) = mpsc::channel(finish::BACKLOG);
-        let (claimed, claimed_rx) = mpsc::channel(slots.max(1));
+        let (claimed, claimed_rx) = mpsc::channel(slots.total().max(1));
         let identity = Identity::new(&config.host);
-        let runner = Runner::new(pools.work.clone(), kinds.clone(), executors, ended);
+        let runner = Runner::new(
+            pools.work.clone(),
+            kinds.clone(),
+            executors,
+            slots.clone(),
+            ended,
+        );
         let finisher = tokio::spawn(finish_runs(
             pools.control.clone(),
             kinds.clone(),
@@ -239,9 +244,9 @@ impl Engine {
             hints: hints.clone(),
             identity,
             runner,
-            permits,
             slots,
             queues: RwLock::default(),
+            windows: Mutex::default(),
             engine_id: OnceLock::new(),
             confirmed: RwLock::new(Instant::now()),
         });
@@ -292,7 +297,7 @@ impl Engine {
                 .unwrap_or_else(PoisonError::into_inner);
             reads
                 .iter()
-                .filter(|(queue, _)| !known.contains(queue))
+                .filter(|queue| !known.contains(queue))
                 .cloned()
                 .collect()
         };
@@ -300,10 +305,16 @@ impl Engine {
             .queues
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .extend(fresh.iter().map(|(queue, _)| queue.clone()));
+            .extend(fresh.iter().cloned());
         self.shared.register().await?;
+        tracing::info!(
+            worker = self.shared.identity.name(),
+            queues = self.shared.queues().join(", "),
+            slots = self.shared.slots.total(),
+            "worker registered"
+        );
         for (queue, kind) in fresh {
-            let Some(permits) = self.shared.permits.get(kind) else {
+            let Some(permits) = self.shared.slots.permits(kind) else {
                 tracing::error!(
                     queue,
                     kind,
@@ -316,7 +327,8 @@ impl Engine {
                 queue: queue.clone(),
                 pool: self.shared.pools.control.clone(),
                 identity: self.shared.identity.clone(),
-                permits: Arc::clone(permits),
+                permits,
+                publisher: self.hints.clone(),
                 claimed: self.claimed.clone(),
                 admitter: self.shared.admitter.clone(),
                 stop: self.stop_reading.clone(),
@@ -360,6 +372,13 @@ impl Engine {
         } = self;
         let deadline = Instant::now() + grace;
         stop_reading.cancel();
+        // Nothing is admitted for this worker any more; what is, another takes.
+        if let Err(error) = stop_taking(&shared.pools.control, &shared.identity.name()).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot say that this worker leaves"
+            );
+        }
         for reader in readers.into_inner().unwrap_or_else(PoisonError::into_inner) {
             // A reader in the middle of a read ends with it, after a second at most.
             if let Err(error) = reader.await {
@@ -445,17 +464,32 @@ impl Shared {
     }
 
     fn queues(&self) -> Vec<String> {
-        self.queues
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        queues.iter().map(|(queue, _)| queue.clone()).collect()
+    }
+
+    fn windows(&self) -> Windows {
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        queues
+            .iter()
+            .map(|(queue, kind)| (queue.clone(), self.slots.window(kind)))
+            .collect()
+    }
+
+    /// Whether a window has changed by more than a quarter since it was last written.
+    fn is_worth_writing(&self, windows: &Windows) -> bool {
+        let written = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.iter().any(|(queue, size)| {
+            let before = written.get(queue).copied().unwrap_or(0);
+            before.abs_diff(*size) * 4 > before
+        })
     }
 
     async fn register(&self) -> Result<(), LedgerError> {
+        let windows = self.windows();
         let kinds: Vec<_> = self
-            .kinds
-            .iter()
-            .filter(|kind| self.permits.contains_key(kind.name))
+            .slots
+            .kinds(&self.kinds)
             .map(|kind| serde_json::json!({ "kind": kind.name, "args_versions": kind.args_versions, "slots": kind.policy.concurrency }))
             .collect();
         let worker = Registration {
@@ -465,14 +499,16 @@ impl Shared {
             kinds: kinds.into(),
             queues: self.queues(),
             engine_id: self.engine_id.get().cloned(),
-            slots: i32::try_from(self.slots).unwrap_or(i32::MAX),
+            slots: i32::try_from(self.slots.total()).unwrap_or(i32::MAX),
+            windows: serde_json::json!(windows),
         };
         register(&self.pools.control, &worker).await?;
-        tracing::info!(
+        *self.windows.lock().unwrap_or_else(PoisonError::into_inner) = windows;
+        tracing::debug!(
             worker = worker.name,
-            queues = worker.queues_text(),
             slots = worker.slots,
-            "worker registered"
+            windows = %worker.windows,
+            "worker's row written"
         );
         Ok(())
     }
@@ -571,6 +607,12 @@ impl Shared {
                     );
                 }
             }
+            if let Err(error) = self.follow_limits().await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot read the limits of queues"
+                );
+            }
             match cancels(&self.pools.control, &self.identity.name()).await {
                 Ok(tokens) => tokens
                     .iter()
@@ -583,6 +625,23 @@ impl Shared {
         }
     }
 
+    /// Takes over what operators allow one worker, and says how many jobs it wants waiting.
+    async fn follow_limits(&self) -> Result<(), LedgerError> {
+        let mut conn = self
+            .pools
+            .control
+            .acquire()
+            .await
+            .map_err(LedgerError::database("reading the limits of queues"))?;
+        let limits = max_per_worker(&mut conn).await?;
+        drop(conn);
+        self.slots.apply(&limits);
+        if self.is_worth_writing(&self.windows()) {
+            self.register().await?;
+        }
+        Ok(())
+    }
+
     async fn slow_loop(self: Arc<Self>) {
         let mut partitions_at = Instant::now();
         loop {
@@ -591,6 +650,10 @@ impl Shared {
                 (
                     "ending overdue jobs",
                     end_overdue(&self.pools.work, &self.kinds, &self.admitter).await,
+                ),
+                (
+                    "forgetting idle tenants",
+                    forget_idle(&self.pools.work).await,
                 ),
                 (
                     "waking forgotten jobs",

@@ -124,6 +124,7 @@ async fn finish_plain(
         .await
         .map_err(LedgerError::database("committing finished jobs"))?;
     poke_all(admitter, woken);
+    admitter.poke_limited(batch.iter().map(|finish| finish.job.queue.as_str()));
     metrics::counter!("longshore_jobs_finished_total", "outcome" => Outcome::Succeeded.as_str())
         .increment(batch.len() as u64);
     Ok(())
@@ -156,6 +157,7 @@ async fn finish_one(
         .await
         .map_err(LedgerError::database("committing the end of a job"))?;
     poke_all(admitter, pokes);
+    admitter.poke_limited(std::iter::once(finish.job.queue.as_str()));
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::LedgerError;
+use crate::control::{Mode, Scope, Subject, open_controls, split_queue};
 use crate::job::{Outcome, Progress, State, Wait};
 
 /// One job.
@@ -91,7 +92,7 @@ pub struct JobFailure {
 /// Why a job is not running.
 #[derive(Clone, Debug, Serialize)]
 pub struct Waiting {
-    /// `time`, `key`, `limit`, `no_worker`, `backing_off` or `admitted`.
+    /// `time`, `key`, `limit`, `paused`, `drained`, `held`, `no_worker`, `backing_off` or `admitted`.
     pub reason: &'static str,
     /// The same for people.
     pub text: String,
@@ -360,6 +361,28 @@ async fn waiting(
             ..simple("key", text)
         }));
     }
+    let (kind, place) = split_queue(&record.queue);
+    let subject = Subject {
+        kind,
+        place,
+        tenant: &record.tenant,
+        workspace_id: record.workspace_id.map(WorkspaceId),
+    };
+    let controls = open_controls(&mut *conn).await?;
+    if let Some(control) = subject.closed_by(&controls) {
+        let reason = match (control.scope, control.mode) {
+            (Scope::Queue, Mode::Drain) => "drained",
+            (Scope::Queue, _) => "paused",
+            _ => "held",
+        };
+        return Ok(Some(Waiting {
+            reason,
+            text: format!("waiting: {}", control.text()),
+            since: control.since.max(since),
+            until: control.until,
+            behind: None,
+        }));
+    }
     let served = sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT 1 FROM workers WHERE $1 = ANY(queues)) AS "served!""#,
         record.queue
@@ -383,7 +406,8 @@ async fn waiting(
     }))
 }
 
-/// The queues of a kind that live workers serve, in their order: where a job of that kind can run.
+/// The queues of a kind that live workers serve, those whose workers have beaten lately first: where a job of that kind
+/// can run.
 ///
 /// # Errors
 /// [`LedgerError::Database`].
@@ -392,8 +416,9 @@ pub async fn served_queues(
     kind: &str,
 ) -> Result<Vec<String>, LedgerError> {
     sqlx::query_scalar!(
-        r#"SELECT DISTINCT queue AS "queue!" FROM workers, unnest(queues) AS queue
-           WHERE starts_with(queue, $1 || '@') AND NOT draining ORDER BY 1"#,
+        r#"SELECT queue AS "queue!" FROM workers, unnest(queues) AS queue
+           WHERE starts_with(queue, $1 || '@') AND NOT draining
+           GROUP BY queue ORDER BY bool_or(last_beat_at > longshore_now() - interval '7 seconds') DESC, 1"#,
         kind
     )
     .fetch_all(conn)

@@ -21,6 +21,7 @@ mod apalis;
 mod beat;
 mod cancel;
 mod claim;
+pub mod control;
 mod engine;
 mod enqueue;
 mod fence;
@@ -36,6 +37,7 @@ mod policy;
 mod reader;
 mod reaper;
 mod run;
+mod slots;
 mod verdict;
 
 pub use admission::Admitter;

@@ -16,21 +16,32 @@ const OVERDUE_BATCH: i64 = 100;
 /// Waiters one repair pass looks at.
 const REPAIR_BATCH: i64 = 1000;
 
-/// Publishes again what was admitted but not claimed for `after` × 2^n, at most a minute. Heals a flushed Redis.
+/// Longest time between two hints of one job.
+const REPUBLISH_CAP: Duration = Duration::from_secs(60);
+
+/// Publishes again what was admitted but not claimed: first `after`, then at twice that age, and so on; from a minute on
+/// once a minute. Heals a flushed Redis.
 pub(crate) async fn republish(
     pool: &PgPool,
     hints: &Hints,
     queue: &str,
     after: Duration,
 ) -> Result<(), LedgerError> {
+    let doublings = (REPUBLISH_CAP.as_secs_f64() / after.as_secs_f64().max(0.001))
+        .log2()
+        .ceil()
+        .max(0.0) as i32;
     let rows = sqlx::query!(
         r#"UPDATE jobs SET republished = republished + 1 WHERE id IN (
                SELECT id FROM jobs WHERE queue = $1 AND state = 'queued'
-                 AND queued_at < longshore_now() - least(60, $2::float8 * 2 ^ least(republished, 10)) * interval '1 second'
+                 AND queued_at < longshore_now() - interval '1 second' *
+                     CASE WHEN republished < $3::int THEN $2::float8 * 2 ^ republished ELSE $4::float8 * (republished - $3::int + 1) END
                ORDER BY queued_at LIMIT 500 FOR UPDATE SKIP LOCKED
            ) RETURNING id, dispatch"#,
         queue,
         after.as_secs_f64(),
+        doublings,
+        REPUBLISH_CAP.as_secs_f64(),
     )
     .fetch_all(pool)
     .await
@@ -50,14 +61,31 @@ pub(crate) async fn republish(
     Ok(())
 }
 
-/// Ends waiting jobs that are past their deadline.
+/// Ends waiting jobs that are past their deadline. Time under a pause or a hold does not count: a deadline moves by as much
+/// as the job's scope was closed since it was asked for.
 pub(crate) async fn end_overdue(
     pool: &PgPool,
     kinds: &Kinds,
     admitter: &Admitter,
 ) -> Result<(), LedgerError> {
     let overdue = sqlx::query_scalar!(
-        "SELECT id FROM jobs WHERE state IN ('scheduled', 'queued') AND deadline_at < longshore_now() LIMIT $1",
+        r#"SELECT id FROM jobs WHERE state IN ('scheduled', 'queued') AND deadline_at < longshore_now()
+             AND deadline_at + coalesce((
+                 SELECT sum(upper(closed) - lower(closed)) FROM (
+                     SELECT unnest(range_agg(tstzrange(greatest(since, jobs.created_at), least(ended_at, until, longshore_now())))) AS closed
+                     FROM queue_controls
+                     WHERE coalesce(ended_at, 'infinity') > jobs.created_at AND coalesce(until, 'infinity') > greatest(since, jobs.created_at)
+                       AND CASE scope
+                           WHEN 'all' THEN true
+                           WHEN 'queue' THEN value = jobs.kind
+                           WHEN 'kind' THEN value = jobs.kind
+                           WHEN 'engine' THEN value = split_part(jobs.queue, '@', 2)
+                           WHEN 'tenant' THEN value = jobs.tenant
+                           WHEN 'workspace' THEN value = jobs.workspace_id::text
+                       END
+                 ) AS spans
+             ), interval '0') < longshore_now()
+           LIMIT $1"#,
         OVERDUE_BATCH
     )
     .fetch_all(pool)

@@ -63,6 +63,8 @@ pub struct Policy {
     pub concurrency: usize,
 }
 
+/// Crashes from which a job runs alone in its worker.
+pub(crate) const QUARANTINE_CRASHES: i32 = 2;
 /// Crashes after which a job is poison: the third worker it kills is the last.
 pub(crate) const MAX_CRASHES: i32 = 3;
 

@@ -12,10 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::Admitter;
-use crate::beat::Registration;
 use crate::claim::{claim, queued};
 use crate::engine::Identity;
-use crate::hints::{Delivered, Hint, HintReader};
+use crate::hints::{Delivered, Hint, HintReader, Hints};
 use crate::run::Claimed;
 
 /// Hints claimed by one statement.
@@ -29,6 +28,8 @@ pub(crate) struct QueueReader {
     pub(crate) queue: String,
     pub(crate) pool: PgPool,
     pub(crate) hints: HintReader,
+    /// For handing hints on to others.
+    pub(crate) publisher: Hints,
     pub(crate) identity: Identity,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) claimed: mpsc::Sender<Claimed>,
@@ -61,7 +62,12 @@ impl QueueReader {
                     }
                 }
             };
-            if !delivered.is_empty() {
+            if delivered.is_empty() {
+                continue;
+            }
+            if self.stop.is_cancelled() || self.identity.is_draining() {
+                self.pass_on(delivered).await;
+            } else {
                 self.take(delivered, permits).await;
             }
         }
@@ -75,8 +81,10 @@ impl QueueReader {
         let first = tokio::select! {
             biased;
             () = self.stop.cancelled() => return None,
-            () = self.identity.until_taking() => return Box::pin(self.free_permits()).await,
-            permit = Arc::clone(&self.permits).acquire_owned() => permit.ok()?,
+            permit = async {
+                self.identity.until_taking().await;
+                Arc::clone(&self.permits).acquire_owned().await
+            } => permit.ok()?,
         };
         let mut permits = first;
         let more = self.permits.available_permits().min(BATCH - 1);
@@ -119,11 +127,28 @@ impl QueueReader {
         }
     }
 
+    /// Leaves hints to other workers: this one was told to take no more while it was reading.
+    async fn pass_on(&mut self, delivered: Vec<Delivered>) {
+        let (entries, hints): (Vec<_>, Vec<_>) = delivered
+            .into_iter()
+            .filter(|delivered| !delivered.entry.is_empty())
+            .map(|delivered| (delivered.clone(), delivered.hint))
+            .unzip();
+        let hints: Vec<Hint> = hints.into_iter().flatten().collect();
+        self.publisher.publish(&self.queue, &hints).await;
+        if !entries.is_empty()
+            && let Err(error) = self.hints.acknowledge(&entries).await
+        {
+            tracing::debug!(queue = self.queue, %error, "hints not acknowledged; others will take them over");
+        }
+    }
+
     async fn take(&mut self, delivered: Vec<Delivered>, mut permits: OwnedSemaphorePermit) {
         let hints: Vec<Hint> = delivered
             .iter()
             .filter_map(|delivered| delivered.hint)
             .collect();
+        let asked = Instant::now();
         let jobs = match claim(&self.pool, &self.identity.name(), &hints).await {
             Ok(jobs) => jobs,
             Err(error) => {
@@ -148,7 +173,12 @@ impl QueueReader {
             let Some(permit) = permits.split(1) else {
                 break;
             };
-            if self.claimed.send(Claimed { job, permit }).await.is_err() {
+            if self
+                .claimed
+                .send(Claimed { job, permit, asked })
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -163,12 +193,5 @@ impl QueueReader {
         {
             tracing::debug!(queue = self.queue, %error, "hints not acknowledged; they will find nothing to claim");
         }
-    }
-}
-
-impl Registration {
-    /// The queues as text, for the log.
-    pub(crate) fn queues_text(&self) -> String {
-        self.queues.join(", ")
     }
 }

@@ -1,24 +1,33 @@
 //! One execution of a claimed job, in a task of its own.
 //!
+//! Before it begins, a run makes sure that it still may: one that comes late looks again whether its scope was closed
+//! meanwhile, and one that has already cost two workers runs alone in this one, so that it takes no others along.
+//!
 //! A run ends by itself, by its timeout, or because it was told to stop; after [`STOP_GRACE`] it is dropped. A panic is
 //! caught once, here. Whatever happens, exactly one [`Finish`] goes to the finisher.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::claim::claim_again;
+use crate::control::START_WITHIN;
 use crate::finish::Finish;
+use crate::policy::QUARANTINE_CRASHES;
+use crate::slots::Slots;
 use crate::{ClaimedJob, Executor, Fenced, FencedTx, JobError, Kinds, Verdict};
 
 /// What a run told to stop has for compensating, before it is dropped (`spec: jobs` §7).
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// A run that comes this close to the time within which it must have started looks again.
+const START_MARGIN: Duration = Duration::from_millis(100);
 
 /// Why a run must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +107,11 @@ struct RunnerInner {
     pool: PgPool,
     kinds: Kinds,
     executors: HashMap<&'static str, Arc<dyn Executor>>,
+    slots: Slots,
     ended: mpsc::Sender<Finish>,
     running: Mutex<HashMap<Uuid, StopSignal>>,
+    /// Held by each run; by a quarantined one alone.
+    quarantine: RwLock<()>,
 }
 
 /// A claimed job with the right to run it.
@@ -107,6 +119,8 @@ struct RunnerInner {
 pub(crate) struct Claimed {
     pub(crate) job: ClaimedJob,
     pub(crate) permit: OwnedSemaphorePermit,
+    /// Before the claim was sent.
+    pub(crate) asked: Instant,
 }
 
 impl Runner {
@@ -114,6 +128,7 @@ impl Runner {
         pool: PgPool,
         kinds: Kinds,
         executors: HashMap<&'static str, Arc<dyn Executor>>,
+        slots: Slots,
         ended: mpsc::Sender<Finish>,
     ) -> Self {
         Self {
@@ -121,8 +136,10 @@ impl Runner {
                 pool,
                 kinds,
                 executors,
+                slots,
                 ended,
                 running: Mutex::default(),
+                quarantine: RwLock::default(),
             }),
         }
     }
@@ -133,9 +150,9 @@ impl Runner {
         let signal = StopSignal::default();
         inner.lock().insert(claimed.job.token, signal.clone());
         tokio::spawn(async move {
-            let Claimed { job, permit } = claimed;
+            let Claimed { job, permit, asked } = claimed;
             let token = job.token;
-            let verdict = inner.run(&job, signal).await;
+            let verdict = inner.run_in_turn(&job, signal, asked).await;
             // The permit is free before the end is written: the finisher has its own bound.
             drop(permit);
             inner.lock().remove(&token);
@@ -170,6 +187,27 @@ impl RunnerInner {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn run_in_turn(&self, job: &ClaimedJob, signal: StopSignal, asked: Instant) -> Verdict {
+        let (mut _among, mut _alone) = (None, None);
+        if job.crashes >= QUARANTINE_CRASHES {
+            tracing::warn!(job.id = %job.id, job.kind = job.kind, crashes = job.crashes, "in quarantine: it runs alone");
+            _alone = Some(self.quarantine.write().await);
+        } else {
+            _among = Some(self.quarantine.read().await);
+        }
+        if signal.reason.get().is_some() {
+            return Verdict::GiveBack;
+        }
+        if asked.elapsed() > START_WITHIN - START_MARGIN && !may_still_start(&self.pool, job).await
+        {
+            return Verdict::GiveBack;
+        }
+        let began = Instant::now();
+        let verdict = self.run(job, signal).await;
+        self.slots.record(&job.kind, began.elapsed());
+        verdict
+    }
+
     async fn run(&self, job: &ClaimedJob, signal: StopSignal) -> Verdict {
         let Some(kind) = self.kinds.find(&job.kind) else {
             return Verdict::GiveBack;
@@ -200,6 +238,25 @@ impl RunnerInner {
                 Verdict::Retry(JobError::plain(format!("timed out after {} s", kind.policy.timeout.as_secs())))
             }
             () = dropped => context.stopped_verdict(),
+        }
+    }
+}
+
+/// Whether a run that comes late may still begin. While the ledger answers too slowly to tell, it asks again.
+async fn may_still_start(pool: &PgPool, job: &ClaimedJob) -> bool {
+    loop {
+        let asked = Instant::now();
+        match claim_again(pool, job).await {
+            Ok(still_open) if asked.elapsed() < START_WITHIN - START_MARGIN || !still_open => {
+                return still_open;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(
+                    job.id = %job.id, error = &error as &dyn std::error::Error, "cannot tell whether a late run may start"
+                );
+                return false;
+            }
         }
     }
 }

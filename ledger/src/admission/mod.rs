@@ -3,11 +3,9 @@
 //! One transaction under the queue's advisory lock chooses eligible jobs, takes their slots (all or none), marks them
 //! queued and raises their dispatch number; hints go out after the commit. Everything that makes a job eligible or
 //! makes room pokes the [`Admitter`], which runs one pass at a time per queue and process and folds pokes together.
-//!
-//! Left for control and fairness: modes and limits of the queue would be read where the room is, tenants where jobs
-//! are picked.
+//! Modes, holds and limits close or narrow the room; [`fairness`] chooses whose jobs fill it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +15,13 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(crate) mod fairness;
+
 use crate::LedgerError;
+use crate::control::{room_by_limits, spend, split_queue};
 use crate::hints::{Hint, Hints};
 use crate::job::Wait;
 
-/// Fewest queued jobs a queue may have, whatever its workers: Redis holds a window, never the backlog.
-const SMALLEST_WINDOW: i64 = 64;
 /// Jobs that come due in one pass.
 const DUE_BATCH: i64 = 1000;
 /// Most jobs one transaction admits.
@@ -40,6 +39,8 @@ struct Inner {
     pool: PgPool,
     hints: Hints,
     queues: Mutex<HashMap<String, Arc<Notify>>>,
+    /// Queues whose last pass found limits: there the end of a run makes room.
+    limited: Mutex<HashSet<String>>,
     stop: CancellationToken,
 }
 
@@ -52,9 +53,26 @@ impl Admitter {
                 pool,
                 hints,
                 queues: Mutex::default(),
+                limited: Mutex::default(),
                 stop,
             }),
         }
+    }
+
+    /// Says that runs of these queues have ended, which makes room where their number is limited.
+    pub(crate) fn poke_limited<'a>(&self, queues: impl Iterator<Item = &'a str>) {
+        let found: HashSet<&str> = {
+            let limited = self
+                .inner
+                .limited
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if limited.is_empty() {
+                return;
+            }
+            queues.filter(|queue| limited.contains(*queue)).collect()
+        };
+        found.into_iter().for_each(|queue| self.poke(queue));
     }
 
     /// Says that something may be admitted on this queue. Returns at once; pokes during a pass cause one more pass.
@@ -79,6 +97,17 @@ impl Admitter {
     }
 }
 
+impl Inner {
+    fn note_limited(&self, queue: &str, is_limited: bool) {
+        let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_limited {
+            limited.insert(queue.to_owned());
+        } else if !limited.is_empty() {
+            limited.remove(queue);
+        }
+    }
+}
+
 impl std::fmt::Debug for Admitter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Admitter")
@@ -95,6 +124,7 @@ async fn admit_when_poked(inner: Arc<Inner>, queue: String, wake: Arc<Notify>) {
             match admit(&inner.pool, &queue).await {
                 Ok(pass) => {
                     let more = pass.more;
+                    inner.note_limited(&queue, pass.limited);
                     if !pass.admitted.is_empty() {
                         failpoint::hit("admit.committed").await;
                         metrics::counter!("longshore_jobs_admitted_total", "queue" => queue.clone())
@@ -126,48 +156,102 @@ pub(crate) struct Pass {
     pub(crate) admitted: Vec<Hint>,
     /// Whether another pass at once would find room and jobs.
     more: bool,
+    /// Whether its kind has limits.
+    limited: bool,
+}
+
+/// What a pass finds before it chooses.
+struct Room {
+    queued: i64,
+    window: i64,
+    due: bool,
+    closed: bool,
+    limited: bool,
+    held_tenants: Vec<String>,
+    held_workspaces: Vec<Uuid>,
+}
+
+impl Room {
+    /// Jobs to admit now. Small top-ups cost as much as large ones: while three quarters still wait for a reader, a
+    /// later claim pokes again.
+    fn size(&self) -> i64 {
+        if self.closed || self.queued > self.window - self.window / 4 {
+            0
+        } else {
+            (self.window - self.queued).clamp(0, BATCH)
+        }
+    }
 }
 
 /// One admission pass over one queue.
 pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerError> {
+    let (kind, place) = split_queue(queue);
     let mut tx = pool
         .begin()
         .await
         .map_err(LedgerError::database("beginning an admission"))?;
+    // Changes of controls take the first one alone; passes over other queues share it.
     sqlx::query!(
-        "SELECT pg_advisory_xact_lock(hashtextextended('longshore.admit:' || $1, 0))",
+        "SELECT pg_advisory_xact_lock_shared(hashtextextended('longshore.control', 0)),
+                pg_advisory_xact_lock(hashtextextended('longshore.admit:' || $1, 0))",
         queue
     )
     .execute(&mut *tx)
     .await
     .map_err(LedgerError::database("locking a queue for admission"))?;
-    let state = sqlx::query!(
-        r#"SELECT (SELECT count(*) FROM jobs WHERE queue = $1 AND state = 'queued') AS "queued!",
-                  (SELECT coalesce(sum(slots), 0)::bigint FROM workers WHERE $1 = ANY(queues) AND NOT draining) AS "slots!",
+    let room = sqlx::query_as!(
+        Room,
+        r#"WITH control AS (
+               SELECT scope, value FROM queue_controls WHERE ended_at IS NULL AND (until IS NULL OR until > longshore_now())
+           )
+           SELECT (SELECT count(*) FROM jobs WHERE queue = $1 AND state = 'queued') AS "queued!",
+                  (SELECT coalesce(sum((windows ->> $1)::bigint), 0)::bigint FROM workers WHERE NOT draining) AS "window!",
                   EXISTS (SELECT 1 FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'time'
-                          AND run_at <= longshore_now()) AS "due!""#,
-        queue
+                          AND run_at <= longshore_now()) AS "due!",
+                  EXISTS (SELECT 1 FROM control WHERE scope = 'all' OR (scope IN ('queue', 'kind') AND value = $2)
+                          OR (scope = 'engine' AND value = $3)) AS "closed!",
+                  EXISTS (SELECT 1 FROM queue_limits WHERE queue_limits.queue = $2) AS "limited!",
+                  ARRAY(SELECT value FROM control WHERE scope = 'tenant') AS "held_tenants!",
+                  ARRAY(SELECT value::uuid FROM control WHERE scope = 'workspace') AS "held_workspaces!""#,
+        queue,
+        kind,
+        place,
     )
     .fetch_one(&mut *tx)
     .await
     .map_err(LedgerError::database("reading the room of a queue"))?;
-    if state.due {
+    if room.due {
         take_what_is_due(&mut tx, queue).await?;
     }
-    let window = SMALLEST_WINDOW.max(2 * state.slots);
-    // Small top-ups cost as much as large ones: while three quarters still wait for a reader, a later claim pokes again.
-    let room = if state.queued > window - window / 4 {
-        0
-    } else {
-        (window - state.queued).min(BATCH)
-    };
+    let mut size = room.size();
+    if size > 0
+        && room.limited
+        && let Some(most) = room_by_limits(&mut tx, kind).await?
+    {
+        size = size.min(most);
+    }
     let mut pass = Pass {
         admitted: Vec::new(),
         more: false,
+        limited: room.limited,
     };
-    if room > 0 {
-        let picked = pick(&mut tx, queue, room).await?;
-        pass.more = picked.seen == room && (picked.admitted.len() as i64) < window - state.queued;
+    if size > 0 {
+        let chosen = fairness::choose(
+            &mut tx,
+            queue,
+            size,
+            &room.held_tenants,
+            &room.held_workspaces,
+        )
+        .await?;
+        let picked = take(&mut tx, &chosen.ids()).await?;
+        chosen.count(&mut tx, queue, &picked.admitted).await?;
+        if room.limited {
+            spend(&mut tx, kind, picked.admitted.len()).await?;
+        }
+        pass.more = chosen.may_be_more(size)
+            && !room.limited
+            && (picked.admitted.len() as i64) < room.window - room.queued;
         if !picked.blocked.is_empty() {
             park_blocked(&mut tx, &picked.blocked).await?;
         }
@@ -183,14 +267,14 @@ struct Picked {
     admitted: Vec<Hint>,
     /// Jobs that did not get all their slots.
     blocked: Vec<Uuid>,
-    seen: i64,
 }
 
-async fn pick(tx: &mut PgConnection, queue: &str, room: i64) -> Result<Picked, LedgerError> {
+/// Gives the chosen jobs their slots, and admits those that got all of theirs.
+async fn take(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Picked, LedgerError> {
     let rows = sqlx::query!(
         r#"WITH picked AS (
-               SELECT id, keys FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready'
-               ORDER BY priority, seq LIMIT $2 FOR UPDATE SKIP LOCKED
+               SELECT id, keys FROM jobs WHERE id = ANY ($1) AND state = 'scheduled' AND wait = 'ready'
+               ORDER BY id FOR UPDATE SKIP LOCKED
            ), taken AS (
                INSERT INTO job_slots (key, job_id)
                SELECT key, id FROM picked, unnest(keys) AS key ORDER BY key
@@ -208,27 +292,32 @@ async fn pick(tx: &mut PgConnection, queue: &str, room: i64) -> Result<Picked, L
                RETURNING jobs.id, jobs.dispatch
            )
            SELECT picked.id AS "id!", admitted.dispatch AS "dispatch?" FROM picked LEFT JOIN admitted ON admitted.id = picked.id"#,
-        queue,
-        room
+        ids
     )
     .fetch_all(&mut *tx)
     .await
     .map_err(LedgerError::database("admitting jobs"))?;
-    let mut picked = Picked {
-        admitted: Vec::with_capacity(rows.len()),
-        blocked: Vec::new(),
-        seen: rows.len() as i64,
-    };
+    let mut dispatches = HashMap::with_capacity(rows.len());
+    let mut blocked = Vec::new();
     for row in rows {
         match row.dispatch {
-            Some(dispatch) => picked.admitted.push(Hint {
-                job_id: JobId(row.id),
-                dispatch,
-            }),
-            None => picked.blocked.push(row.id),
+            Some(dispatch) => {
+                dispatches.insert(row.id, dispatch);
+            }
+            None => blocked.push(row.id),
         }
     }
-    Ok(picked)
+    // In the order they were chosen: readers take hints in the order of the stream.
+    let admitted = ids
+        .iter()
+        .filter_map(|id| {
+            Some(Hint {
+                job_id: JobId(*id),
+                dispatch: *dispatches.get(id)?,
+            })
+        })
+        .collect();
+    Ok(Picked { admitted, blocked })
 }
 
 /// Takes back the slots of jobs that did not get all of theirs, and lets those wait for their keys whose holder is still

@@ -1,0 +1,254 @@
+//! Whose jobs come next: start-time fair queueing over tenants, priorities inside a tenant.
+//!
+//! Each tenant has a tag, a position in the queue's virtual time, which grows by one with each of its admitted jobs; a
+//! tenant that was idle begins where the clock stands. The fewest jobs in flight go first, then the lowest start tag,
+//! then whoever was idle longest. So ten thousand jobs of one organisation cost another's single job one turn, and a
+//! tenant cannot save up turns while it has nothing to do. While only one tenant has jobs, nothing of this is written.
+//!
+//! Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996; the preference for flows that were idle is that of
+//! RFC 8290, section 4.1.
+
+use std::collections::HashMap;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::LedgerError;
+use crate::hints::Hint;
+
+/// Tenants weighed in one pass. Where there are more, a pass begins at a random one.
+const TENANTS: i64 = 256;
+
+/// The jobs of a pass, in the order they should run.
+pub(super) struct Chosen {
+    jobs: Vec<ChosenJob>,
+    /// Whether several tenants compete, so that turns are counted.
+    counted: bool,
+}
+
+struct ChosenJob {
+    id: Uuid,
+    tenant: String,
+    /// Where it starts in virtual time.
+    start: f64,
+}
+
+impl Chosen {
+    pub(super) fn ids(&self) -> Vec<Uuid> {
+        self.jobs.iter().map(|job| job.id).collect()
+    }
+
+    /// Whether there may be more to choose: the room was filled, or each tenant's part was bounded.
+    pub(super) fn may_be_more(&self, room: i64) -> bool {
+        self.jobs.len() as i64 == room || (self.counted && !self.jobs.is_empty())
+    }
+
+    /// Advances the tags of the tenants whose jobs were admitted, and the queue's clock.
+    pub(super) async fn count(
+        &self,
+        tx: &mut PgConnection,
+        queue: &str,
+        admitted: &[Hint],
+    ) -> Result<(), LedgerError> {
+        if !self.counted || admitted.is_empty() {
+            return Ok(());
+        }
+        let mut tags: HashMap<&str, f64> = HashMap::new();
+        let mut clock = 0.0_f64;
+        for job in self
+            .jobs
+            .iter()
+            .filter(|job| admitted.iter().any(|hint| hint.job_id.0 == job.id))
+        {
+            let tag = tags.entry(&job.tenant).or_default();
+            *tag = tag.max(job.start + 1.0);
+            clock = clock.max(job.start);
+        }
+        let (tenants, tags): (Vec<String>, Vec<f64>) = tags
+            .into_iter()
+            .map(|(tenant, tag)| (tenant.to_owned(), tag))
+            .unzip();
+        sqlx::query!(
+            r#"WITH clock AS (
+                   INSERT INTO queue_clocks (queue, virtual_time) VALUES ($1, $4)
+                   ON CONFLICT (queue) DO UPDATE SET virtual_time = greatest(queue_clocks.virtual_time, excluded.virtual_time)
+               )
+               INSERT INTO queue_tenants (queue, tenant, tag, served_at)
+               SELECT $1, tenant, tag, longshore_now() FROM unnest($2::text[], $3::float8[]) AS served(tenant, tag)
+               ON CONFLICT (queue, tenant) DO UPDATE SET tag = excluded.tag, served_at = excluded.served_at"#,
+            queue,
+            &tenants,
+            &tags,
+            clock,
+        )
+        .execute(tx)
+        .await
+        .map_err(LedgerError::database("counting turns of tenants"))?;
+        Ok(())
+    }
+}
+
+/// Chooses at most `room` ready jobs, leaving out what is held.
+pub(super) async fn choose(
+    tx: &mut PgConnection,
+    queue: &str,
+    room: i64,
+    held_tenants: &[String],
+    held_workspaces: &[Uuid],
+) -> Result<Chosen, LedgerError> {
+    // The last of the tenants, and whether there is one before it: two probes of the index where one tenant has it all.
+    let tenants = sqlx::query!(
+        r#"WITH last AS (
+               SELECT tenant FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' ORDER BY tenant DESC LIMIT 1
+           )
+           SELECT tenant, EXISTS (
+               SELECT 1 FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND jobs.tenant < last.tenant
+           ) AS "others!" FROM last"#,
+        queue
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(LedgerError::database("looking for tenants with jobs"))?;
+    match tenants {
+        None => Ok(Chosen {
+            jobs: Vec::new(),
+            counted: false,
+        }),
+        Some(only) if !only.others => {
+            if held_tenants.contains(&only.tenant) {
+                return Ok(Chosen {
+                    jobs: Vec::new(),
+                    counted: false,
+                });
+            }
+            of_one(tx, queue, &only.tenant, room, held_workspaces).await
+        }
+        Some(last) => {
+            let after = first_of_many(tx, queue, &last.tenant).await?;
+            of_many(tx, queue, &after, room, held_tenants, held_workspaces).await
+        }
+    }
+}
+
+async fn of_one(
+    tx: &mut PgConnection,
+    queue: &str,
+    tenant: &str,
+    room: i64,
+    held_workspaces: &[Uuid],
+) -> Result<Chosen, LedgerError> {
+    let ids = sqlx::query_scalar!(
+        r#"SELECT id FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND tenant = $2
+             AND (workspace_id IS NULL OR workspace_id <> ALL ($4))
+           ORDER BY priority, seq LIMIT $3"#,
+        queue,
+        tenant,
+        room,
+        held_workspaces,
+    )
+    .fetch_all(tx)
+    .await
+    .map_err(LedgerError::database("choosing jobs"))?;
+    let jobs = ids
+        .into_iter()
+        .map(|id| ChosenJob {
+            id,
+            tenant: String::new(),
+            start: 0.0,
+        })
+        .collect();
+    Ok(Chosen {
+        jobs,
+        counted: false,
+    })
+}
+
+/// Where this pass begins among the tenants: before the first, unless there are more than one pass weighs.
+async fn first_of_many(
+    tx: &mut PgConnection,
+    queue: &str,
+    last: &str,
+) -> Result<String, LedgerError> {
+    let beyond = sqlx::query_scalar!(
+        "SELECT tenant FROM queue_tenants WHERE queue = $1 ORDER BY tenant OFFSET $2 LIMIT 1",
+        queue,
+        TENANTS
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(LedgerError::database("counting tenants"))?;
+    if beyond.is_none() {
+        return Ok(String::new());
+    }
+    // Tenants are ids with random parts, so a random position is a random tenant; it must not lie behind the last.
+    let random = longshore_base::ids::random_uuid().to_string();
+    Ok(if random.as_str() < last {
+        random
+    } else {
+        String::new()
+    })
+}
+
+async fn of_many(
+    tx: &mut PgConnection,
+    queue: &str,
+    after: &str,
+    room: i64,
+    held_tenants: &[String],
+    held_workspaces: &[Uuid],
+) -> Result<Chosen, LedgerError> {
+    let jobs = sqlx::query_as!(
+        ChosenJob,
+        r#"WITH RECURSIVE tenants (tenant, nth) AS (
+               (SELECT tenant, 1 FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND tenant > $2
+                ORDER BY tenant LIMIT 1)
+               UNION ALL
+               SELECT (SELECT jobs.tenant FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready'
+                         AND jobs.tenant > tenants.tenant ORDER BY jobs.tenant LIMIT 1), nth + 1
+               FROM tenants WHERE tenants.tenant IS NOT NULL AND nth < $6
+           ), busy AS MATERIALIZED (
+               SELECT tenant, count(*) AS jobs FROM (
+                   SELECT tenant FROM jobs WHERE queue = $1 AND state = 'queued'
+                   UNION ALL SELECT tenant FROM jobs WHERE queue = $1 AND state = 'running'
+               ) AS in_flight GROUP BY tenant
+           ), competing AS MATERIALIZED (
+               SELECT tenants.tenant, coalesce(tag, 0) AS tag, served_at, coalesce(busy.jobs, 0) AS in_flight,
+                   greatest(coalesce(tag, 0), coalesce((SELECT virtual_time FROM queue_clocks WHERE queue_clocks.queue = $1), 0)) AS start
+               FROM tenants LEFT JOIN queue_tenants ON queue_tenants.queue = $1 AND queue_tenants.tenant = tenants.tenant
+               LEFT JOIN busy ON busy.tenant = tenants.tenant
+               WHERE tenants.tenant IS NOT NULL AND tenants.tenant <> ALL ($4)
+           )
+           SELECT job.id AS "id!", competing.tenant AS "tenant!", competing.start + job.nth AS "start!"
+           FROM competing CROSS JOIN LATERAL (
+               SELECT ready.id, row_number() OVER (ORDER BY ready.priority, ready.seq) - 1 AS nth FROM (
+                   SELECT id, priority, seq FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND tenant = competing.tenant
+                     AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
+                   ORDER BY priority, seq LIMIT least($3::bigint, 1 + 2 * $3::bigint / (SELECT count(*) FROM competing))
+               ) AS ready
+           ) AS job
+           ORDER BY competing.in_flight + job.nth, competing.start + job.nth, competing.tag, competing.served_at NULLS FIRST, job.nth
+           LIMIT $3::bigint"#,
+        queue,
+        after,
+        room,
+        held_tenants,
+        held_workspaces,
+        i32::try_from(TENANTS).unwrap_or(i32::MAX),
+    )
+    .fetch_all(tx)
+    .await
+    .map_err(LedgerError::database("choosing jobs of several tenants"))?;
+    Ok(Chosen {
+        jobs,
+        counted: true,
+    })
+}
+
+/// Forgets tenants that were not served for an hour: what they would be given now is a fresh start.
+pub(crate) async fn forget_idle(pool: &sqlx::PgPool) -> Result<(), LedgerError> {
+    sqlx::query!("DELETE FROM queue_tenants WHERE served_at < longshore_now() - interval '1 hour'")
+        .execute(pool)
+        .await
+        .map_err(LedgerError::database("forgetting idle tenants"))?;
+    Ok(())
+}
