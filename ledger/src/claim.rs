@@ -25,7 +25,7 @@ pub(crate) async fn claim(
                ORDER BY id FOR UPDATE
            )) AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
            RETURNING id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
-               token AS "token!", deadline_at, created_by"#,
+               token AS "token!", deadline_at, created_by, checkpoint"#,
         &ids,
         &dispatched,
         worker,
@@ -50,6 +50,7 @@ pub(crate) async fn claim(
             token: row.token,
             deadline_at: row.deadline_at,
             created_by: row.created_by,
+            checkpoint: row.checkpoint,
         })
         .collect())
 }

@@ -72,6 +72,24 @@ impl FencedTx {
         Ok(())
     }
 
+    /// Leaves something for the next run of this job, in this transaction. Unlike progress it is kept over crashes and
+    /// retries, and is for the executor alone.
+    ///
+    /// # Errors
+    /// [`Fenced::Database`].
+    pub async fn record_checkpoint(&mut self, checkpoint: serde_json::Value) -> Result<(), Fenced> {
+        let id = self.id;
+        sqlx::query!(
+            "UPDATE jobs SET checkpoint = $2 WHERE id = $1",
+            id.0,
+            checkpoint
+        )
+        .execute(&mut *self.tx)
+        .await
+        .map_err(|source| Fenced::Database { id, source })?;
+        Ok(())
+    }
+
     /// Lets the commit answer before it is on disk: for progress, which a crash may forget.
     ///
     /// # Errors

@@ -85,6 +85,8 @@ pub struct ClaimedJob {
     pub deadline_at: Timestamp,
     /// Who asked for it.
     pub created_by: String,
+    /// What an earlier run left for this one ([`FencedTx::record_checkpoint`](crate::FencedTx::record_checkpoint)).
+    pub checkpoint: Option<serde_json::Value>,
 }
 
 /// A job at its end, as hooks see it.

@@ -41,6 +41,24 @@ pub trait Hooks: Send + Sync + 'static {
     /// # Errors
     /// Rolls the whole end back; it is tried again.
     async fn on_terminal(&self, tx: &mut PgConnection, job: &TerminalJob) -> Result<(), HookError>;
+
+    /// Somebody wants the ended job to run again; whatever its end did to other rows is undone here, or the retry is
+    /// refused with a reason for people.
+    ///
+    /// # Errors
+    /// Rolls the retry back.
+    async fn on_retry(&self, _: &mut PgConnection, _: &TerminalJob) -> Result<Revival, HookError> {
+        Ok(Revival::Allowed)
+    }
+}
+
+/// Whether an ended job may run again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revival {
+    /// It may.
+    Allowed,
+    /// It may not; the text says why.
+    Refused(String),
 }
 
 /// Does the work of one kind. Right when run twice, when killed between any two lines, and when the row is gone.
