@@ -4,6 +4,7 @@
 //! always in the caller's transaction), its executor and what its end means to the workspace. A new kind is a folder
 //! and a line in [`registry`].
 
+pub mod bulk;
 pub mod place;
 pub mod provision;
 pub mod registry;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use longshore_backends::Backends;
 use longshore_fleet::Fleet;
-use longshore_ledger::{Executor, KindSpec, Kinds};
+use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 
 use crate::place::{self, NOWHERE};
-use crate::{provision, stop};
+use crate::{bulk, provision, stop};
 
 /// How much of each kind one worker does at once.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,12 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             policy: stop::POLICY,
             hooks: None,
         })
+        .with(KindSpec {
+            name: bulk::KIND,
+            args_versions: bulk::ARGS_VERSIONS,
+            policy: bulk::POLICY,
+            hooks: None,
+        })
 }
 
 /// What workers know besides.
@@ -40,6 +46,8 @@ pub fn kinds(config: JobsConfig) -> Kinds {
 pub fn executors(
     fleet: &Arc<Fleet>,
     backends: &Arc<Backends>,
+    kinds: &Kinds,
+    admitter: &Admitter,
 ) -> HashMap<&'static str, Arc<dyn Executor>> {
     let provision: Arc<dyn Executor> = Arc::new(provision::ProvisionExecutor {
         fleet: Arc::clone(fleet),
@@ -48,7 +56,15 @@ pub fn executors(
     let stop: Arc<dyn Executor> = Arc::new(stop::StopExecutor {
         backends: Arc::clone(backends),
     });
-    HashMap::from([(provision::KIND, provision), (stop::KIND, stop)])
+    let bulk: Arc<dyn Executor> = Arc::new(bulk::BulkExecutor {
+        kinds: kinds.clone(),
+        admitter: admitter.clone(),
+    });
+    HashMap::from([
+        (provision::KIND, provision),
+        (stop::KIND, stop),
+        (bulk::KIND, bulk),
+    ])
 }
 
 /// The queues a worker reads, given the engine it has.
@@ -61,5 +77,6 @@ pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
                 .chain(engine_id)
                 .map(move |place| (place::queue(kind, place), kind))
         })
+        .chain(std::iter::once((bulk::KIND.to_owned(), bulk::KIND)))
         .collect()
 }

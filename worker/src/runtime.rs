@@ -73,11 +73,12 @@ impl Worker {
             admitter,
         } = parts;
         let stop = CancellationToken::new();
+        let executors = executors(&fleet, &backends, &kinds, &admitter);
         let engine = Engine::start(
             config.engine,
             pools.clone(),
             kinds,
-            executors(&fleet, &backends),
+            executors,
             (hints, admitter),
             &queues(None),
         )

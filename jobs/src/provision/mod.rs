@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_base::WorkspaceId;
-use longshore_fleet::provisioning::mark_failed;
+use longshore_fleet::provisioning::{Begin, mark_failed, reopen};
 use longshore_fleet::workspace::{Workspace, organisation_root};
 use longshore_ledger::{
-    Backoff, Enqueued, HookError, Hooks, Jitter, LedgerError, NewJob, Outcome, Policy, TerminalJob,
-    enqueue,
+    Backoff, Enqueued, HookError, Hooks, Jitter, LedgerError, NewJob, Outcome, Policy, Revival,
+    TerminalJob, enqueue,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -130,5 +130,22 @@ impl Hooks for ProvisionHooks {
             .await
             .map_err(|source| HookError::new(format!("marking workspace {id} failed"), source))?;
         Ok(())
+    }
+
+    async fn on_retry(
+        &self,
+        tx: &mut PgConnection,
+        job: &TerminalJob,
+    ) -> Result<Revival, HookError> {
+        let Some(id) = job.workspace_id else {
+            return Ok(Revival::Refused("it is about no workspace".into()));
+        };
+        let reopened = reopen(tx, id)
+            .await
+            .map_err(|source| HookError::new(format!("setting workspace {id} back"), source))?;
+        Ok(match reopened {
+            Begin::Go(_) => Revival::Allowed,
+            Begin::NotWanted(why) => Revival::Refused(why.to_string()),
+        })
     }
 }

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_backends::{
-    Abandoned, Backend, BackendError, Backends, StartWatch, Started, StopTarget,
+    Abandoned, Backend, BackendError, Backends, StartWatch, Started, StopTarget, steps,
 };
 use longshore_base::clock::Stopwatch;
 use longshore_base::failpoint;
 use longshore_fleet::provisioning::{
-    self, Begin, NO_BACKEND, begin, current_generation, mark_failed, mark_started,
+    self, Begin, NO_BACKEND, begin, current_generation, mark_engine, mark_failed, mark_started,
     persist_no_backend,
 };
 use longshore_fleet::workspace::Workspace;
@@ -153,6 +153,7 @@ impl ProvisionExecutor {
         let watch = Watch {
             ctx,
             workspace: &workspace,
+            backend: &*backend,
             told: Mutex::new(None),
         };
         let started = match backend.start(&spec, &watch).await {
@@ -325,7 +326,17 @@ impl ProvisionExecutor {
 struct Watch<'a> {
     ctx: &'a RunContext,
     workspace: &'a Workspace,
+    backend: &'a dyn Backend,
     told: Mutex<Option<(&'static str, Stopwatch)>>,
+}
+
+impl Watch<'_> {
+    /// The engine, if this step is about to make something there and the row does not say so yet.
+    fn engine_to_record(&self, step: &'static str) -> Option<&str> {
+        let engine = self.backend.engine_id()?;
+        let is_recorded = self.workspace.engine_id.as_deref() == Some(engine);
+        (step == steps::CREATE && !is_recorded).then_some(engine)
+    }
 }
 
 #[async_trait]
@@ -348,12 +359,25 @@ impl StartWatch for Watch<'_> {
         }
         let written = async {
             let mut tx = self.ctx.begin().await?;
-            tx.make_forgettable().await?;
             let current = current_generation(tx.connection(), self.workspace.id)
                 .await
                 .map_err(database)?;
             if !is_current(current, self.workspace) {
                 return Err(Stop::Verdict(superseded(current)));
+            }
+            match self.engine_to_record(step) {
+                None => tx.make_forgettable().await?,
+                // Kept through a crash of Postgres: a delete that finds no engine stops nothing.
+                Some(engine) => {
+                    let generation = self.workspace.provision_generation;
+                    let recorded =
+                        mark_engine(tx.connection(), self.workspace.id, generation, engine)
+                            .await
+                            .map_err(database)?;
+                    if !recorded {
+                        return Err(Stop::Verdict(superseded(current)));
+                    }
+                }
             }
             tx.record_progress(&progress(step, message, percent))
                 .await?;

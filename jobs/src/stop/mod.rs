@@ -34,7 +34,6 @@ pub const POLICY: Policy = Policy {
     deadline: Duration::from_secs(24 * 3600),
     concurrency: 4,
 };
-const EXTERNAL: &str = "external";
 
 /// What to stop.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,7 +59,7 @@ pub async fn request_removal(
     for workspace in removed
         .workspaces
         .iter()
-        .filter(|workspace| workspace.runtime != EXTERNAL)
+        .filter(|workspace| workspace.may_have_run())
     {
         jobs.push(request(tx, workspace, created_by).await?);
     }
