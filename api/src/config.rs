@@ -24,6 +24,8 @@ pub struct ApiConfig {
     pub trust_same_origin_canvas: bool,
     /// How long an agent may stay silent, without any event, while a message to it is open.
     pub a2a_idle_timeout: Duration,
+    /// How long the answer to a request with an `Idempotency-Key` is kept.
+    pub idempotency_ttl: Duration,
     /// How long a delete waits for what it stops before it answers that this goes on.
     pub removal_wait: Duration,
     /// Version of the binary, shown by `/readyz?verbose`.
@@ -36,6 +38,8 @@ impl ApiConfig {
         ["http://localhost:3000", "http://localhost:3001"];
     /// Requests per minute when nothing is configured.
     pub const DEFAULT_RATE_LIMIT: u32 = 600;
+    /// A client that repeats a request does so within a day.
+    pub const DEFAULT_IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
     /// The canvas gives up on a request after 15 s.
     pub const DEFAULT_REMOVAL_WAIT: Duration = Duration::from_secs(12);
     /// Silence window of a message when nothing is configured.

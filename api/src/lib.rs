@@ -26,6 +26,7 @@ mod context;
 mod cors;
 mod document;
 mod http_metrics;
+mod idempotency;
 mod rate_limit;
 mod security_headers;
 mod sse;

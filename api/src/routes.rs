@@ -7,6 +7,7 @@
 use longshore_base::{JobId, WorkspaceId};
 use poem::http::Method;
 
+use self::Repeat::{Harmless, Keyed};
 use crate::problem::{ApiError, ApiResult};
 
 /// Who may call a route (`spec: rest-api` §2).
@@ -55,6 +56,15 @@ impl Verb {
     }
 }
 
+/// What a POST that is sent again would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Start its work twice; so it takes an `Idempotency-Key`.
+    Keyed,
+    /// It starts no work, or has another way to know a repetition: this one. It ignores a key.
+    Harmless(&'static str),
+}
+
 /// One route.
 #[derive(Clone, Copy, Debug)]
 pub struct Route {
@@ -66,6 +76,8 @@ pub struct Route {
     pub class: Class,
     /// All query parameters it knows, where any other is an error; `None` ignores unknown ones.
     pub query: Option<&'static [&'static str]>,
+    /// Of every POST, and of nothing else.
+    pub repeat: Option<Repeat>,
     /// Callers without a good credential are counted by address. Off where a whole fleet behind one address must get through.
     pub by_address: bool,
 }
@@ -76,7 +88,15 @@ const fn route(verb: Verb, path: &'static str, class: Class) -> Route {
         path,
         class,
         query: None,
+        repeat: None,
         by_address: true,
+    }
+}
+
+const fn post(path: &'static str, class: Class, repeat: Repeat) -> Route {
+    Route {
+        repeat: Some(repeat),
+        ..route(Verb::Post, path, class)
     }
 }
 
@@ -109,13 +129,17 @@ pub const OPEN_ROUTES: &[Route] = &[
         .outside_address_limit(),
     open(Verb::Get, "/openapi.json"),
     open(Verb::Get, "/docs"),
-    open(Verb::Post, "/registry/check-access"),
+    post(
+        "/registry/check-access",
+        Class::Open,
+        Harmless("it only looks"),
+    ),
 ];
 
 /// The routes that want one.
 pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/metrics", Class::Admin),
-    route(Verb::Post, "/workspaces", Class::Admin),
+    post("/workspaces", Class::Admin, Keyed),
     route(Verb::Get, "/workspaces", Class::Admin),
     route(Verb::Get, "/workspaces/{id}", Class::Related),
     route(Verb::Patch, "/workspaces/{id}", Class::Workspace),
@@ -128,10 +152,28 @@ pub const GUARDED_ROUTES: &[Route] = &[
         "/workspaces/{id}/events/stream",
         Class::Workspace,
     ),
-    route(Verb::Post, "/workspaces/{id}/a2a", Class::Message),
-    route(Verb::Post, "/registry/register", Class::Registry).outside_address_limit(),
-    route(Verb::Post, "/registry/heartbeat", Class::Registry).outside_address_limit(),
-    route(Verb::Post, "/registry/update-card", Class::Registry),
+    post(
+        "/workspaces/{id}/a2a",
+        Class::Message,
+        Harmless("the agent decides, by the messageId in the message"),
+    ),
+    post(
+        "/registry/register",
+        Class::Registry,
+        Harmless("it says where the agent is, which stays so"),
+    )
+    .outside_address_limit(),
+    post(
+        "/registry/heartbeat",
+        Class::Registry,
+        Harmless("one beat more"),
+    )
+    .outside_address_limit(),
+    post(
+        "/registry/update-card",
+        Class::Registry,
+        Harmless("it sets the card, which stays so"),
+    ),
     route(Verb::Get, "/registry/discover/{id}", Class::Caller),
     route(Verb::Get, "/registry/{id}/peers", Class::Workspace),
     route(Verb::Get, "/events", Class::Admin),
@@ -151,7 +193,7 @@ pub const GUARDED_ROUTES: &[Route] = &[
     ]),
     route(Verb::Get, "/jobs/{job_id}", Class::Job).strict(&[]),
     route(Verb::Get, "/jobs/{job_id}/events", Class::Job).strict(&[]),
-    route(Verb::Post, "/jobs/{job_id}/cancel", Class::Admin).strict(&[]),
+    post("/jobs/{job_id}/cancel", Class::Admin, Keyed).strict(&[]),
 ];
 
 /// All routes.
@@ -271,6 +313,14 @@ mod tests {
         let mut seen = HashSet::new();
         for route in all() {
             assert!(seen.insert((route.verb, route.path)), "{route:?} twice");
+        }
+    }
+
+    #[test]
+    fn every_post_says_what_sending_it_again_would_do() {
+        for route in all() {
+            let is_post = route.verb == Verb::Post;
+            assert_eq!(route.repeat.is_some(), is_post, "{route:?}");
         }
     }
 

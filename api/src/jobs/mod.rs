@@ -18,6 +18,7 @@ use self::view::{Job, JobState};
 use crate::auth::{AdminAccess, JobAccess, Principal, WorkspaceAccess};
 use crate::body::{JsonBody, JsonRequest};
 use crate::document::Tag;
+use crate::idempotency::{IdempotencyKey, Idempotent};
 use crate::problem::{ApiError, ApiResult};
 use crate::sse::EventStream;
 use crate::state::{ApiState, Shared};
@@ -146,8 +147,11 @@ impl JobsApi {
         access: AdminAccess,
         state: Shared<'_>,
         job_id: Path<Uuid>,
+        /// Makes the request safe to send again: a repetition with the same key and body gets the first answer.
+        #[oai(name = "Idempotency-Key")]
+        key: IdempotencyKey,
         body: JsonBody<CancelJobRequest>,
-    ) -> ApiResult<CancelJobResponse> {
+    ) -> ApiResult<Idempotent<CancelJobResponse>> {
         const NOT_CANCELLED: &str = "failed to cancel job";
         let id = JobId(job_id.0);
         let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
@@ -159,38 +163,36 @@ impl JobsApi {
                 "reason must be at most 500 characters",
             ));
         }
-        let mut tx = state.transaction(NOT_CANCELLED).await?;
-        let outcome = cancel(
-            &mut tx,
-            &state.kinds,
-            id,
-            &access.0.name(),
-            reason.as_deref(),
-        )
-        .await
-        .map_err(|error| ApiError::internal(NOT_CANCELLED, error))?;
-        let pokes = match outcome {
-            CancelOutcome::Unknown => return Err(ApiError::not_found("job not found")),
-            CancelOutcome::Finished => return Err(ApiError::conflict("job already finished")),
-            CancelOutcome::WasWaiting(pokes) => Some(pokes),
-            CancelOutcome::Requested => None,
-        };
-        let job = inspect::find_job(&mut tx, id)
-            .await
-            .map_err(|error| ApiError::internal(NOT_CANCELLED, error))?
-            .ok_or_else(|| ApiError::internal(NOT_CANCELLED, "the cancelled job is gone"))?;
-        tx.commit()
-            .await
-            .map_err(|error| ApiError::internal(NOT_CANCELLED, error))?;
-        let job = Json(job.into());
-        Ok(match pokes {
-            Some(queues) => {
-                queues.iter().for_each(|queue| state.admitter.poke(queue));
-                state.bus.poke();
-                CancelJobResponse::Cancelled(job)
-            }
-            None => CancelJobResponse::Requested(job),
-        })
+        let internal = |error| ApiError::internal(NOT_CANCELLED, error);
+        let (answer, pokes) = key
+            .once(&state, NOT_CANCELLED, async |tx| {
+                let by = access.0.name();
+                let outcome = cancel(tx, &state.kinds, id, &by, reason.as_deref()).await;
+                let pokes = match outcome.map_err(internal)? {
+                    CancelOutcome::Unknown => return Err(ApiError::not_found("job not found")),
+                    CancelOutcome::Finished => {
+                        return Err(ApiError::conflict("job already finished"));
+                    }
+                    CancelOutcome::WasWaiting(pokes) => Some(pokes),
+                    CancelOutcome::Requested => None,
+                };
+                let job = inspect::find_job(tx, id).await.map_err(internal)?;
+                let job = job.ok_or_else(|| {
+                    ApiError::internal(NOT_CANCELLED, "the cancelled job is gone")
+                })?;
+                let job = Json(job.into());
+                let answer = match pokes {
+                    Some(_) => CancelJobResponse::Cancelled(job),
+                    None => CancelJobResponse::Requested(job),
+                };
+                Ok((answer, pokes))
+            })
+            .await?;
+        if let Some(queues) = pokes.flatten() {
+            queues.iter().for_each(|queue| state.admitter.poke(queue));
+            state.bus.poke();
+        }
+        Ok(answer)
     }
 
     /// Lists the jobs of a workspace, newest first.

@@ -10,6 +10,7 @@ use longshore_fleet::workspace::{
     CreateError, NewWorkspace, Position, Workspace, create_workspace,
 };
 use longshore_jobs::provision;
+use longshore_ledger::Enqueued;
 use poem::Request;
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, Object};
@@ -19,6 +20,7 @@ use uuid::Uuid;
 use crate::auth::Principal;
 use crate::body::JsonRequest;
 use crate::client::public_base_url;
+use crate::idempotency::{IdempotencyKey, Idempotent};
 use crate::problem::{ApiError, ApiResult};
 use crate::state::ApiState;
 
@@ -175,45 +177,49 @@ pub(crate) enum CreateWorkspaceResponse {
 pub(crate) async fn create(
     state: &ApiState,
     caller: &Principal,
+    key: IdempotencyKey,
     body: CreateWorkspaceRequest,
     request: &Request,
-) -> ApiResult<CreateWorkspaceResponse> {
+) -> ApiResult<Idempotent<CreateWorkspaceResponse>> {
     let new = body.into_new()?;
-    let mut tx = state.transaction(FAILED).await?;
-    let workspace = create_workspace(&mut tx, &state.fleet, new)
-        .await
-        .map_err(refuse)?;
-    if workspace.is_external() {
-        let connection = if workspace.status == WorkspaceStatus::AwaitingAgent {
-            let base = public_base_url(request, &state.config.trusted_proxies);
-            Some(issue_connection(&mut tx, &state.fleet, workspace.id, &base).await)
-        } else {
-            None
-        };
-        tx.commit()
-            .await
-            .map_err(|error| ApiError::database(error, FAILED))?;
+    let base = public_base_url(request, &state.config.trusted_proxies);
+    let (answer, created) = key
+        .once(state, FAILED, async |tx| {
+            let workspace = create_workspace(tx, &state.fleet, new)
+                .await
+                .map_err(refuse)?;
+            if workspace.is_external() {
+                let connection = if workspace.status == WorkspaceStatus::AwaitingAgent {
+                    Some(issue_connection(tx, &state.fleet, workspace.id, &base).await)
+                } else {
+                    None
+                };
+                let answer = external(&workspace, connection);
+                return Ok((answer, (workspace, None)));
+            }
+            let cause = provision::Cause::Create;
+            let enqueued = provision::request(tx, &workspace, cause, &caller.name())
+                .await
+                .map_err(|error| ApiError::internal(FAILED, error))?;
+            let answer = managed(&workspace, &enqueued);
+            Ok((answer, (workspace, Some(enqueued.queue))))
+        })
+        .await?;
+    if let Some((workspace, queue)) = created {
+        if let Some(queue) = queue {
+            state.admitter.poke(&queue);
+        }
         state.bus.poke();
-        if !workspace.url.is_empty() {
+        if workspace.is_external() && !workspace.url.is_empty() {
             let presence = &state.fleet.presence;
             presence.cache_url(workspace.id, &workspace.url).await;
         }
-        return Ok(external(&workspace, connection));
     }
-    let enqueued = provision::request(
-        &mut tx,
-        &workspace,
-        provision::Cause::Create,
-        &caller.name(),
-    )
-    .await
-    .map_err(|error| ApiError::internal(FAILED, error))?;
-    tx.commit()
-        .await
-        .map_err(|error| ApiError::database(error, FAILED))?;
-    state.admitter.poke(&enqueued.queue);
-    state.bus.poke();
-    Ok(CreateWorkspaceResponse::Created(
+    Ok(answer)
+}
+
+fn managed(workspace: &Workspace, enqueued: &Enqueued) -> CreateWorkspaceResponse {
+    CreateWorkspaceResponse::Created(
         Json(CreatedWorkspace {
             id: workspace.id.0,
             status: workspace.status.to_string(),
@@ -224,7 +230,7 @@ pub(crate) async fn create(
             connection: None,
         }),
         Some(format!("/jobs/{}", enqueued.job_id)),
-    ))
+    )
 }
 
 fn external(workspace: &Workspace, connection: Option<Connection>) -> CreateWorkspaceResponse {

@@ -24,6 +24,7 @@ use self::view::{WorkspaceDetail, WorkspaceEntry};
 use crate::auth::{AdminAccess, RelatedAccess, WorkspaceAccess};
 use crate::body::JsonBody;
 use crate::document::Tag;
+use crate::idempotency::{IdempotencyKey, Idempotent};
 use crate::problem::{ApiError, ApiResult};
 use crate::state::{ApiState, Shared};
 
@@ -43,10 +44,13 @@ impl WorkspacesApi {
         &self,
         access: AdminAccess,
         state: Shared<'_>,
+        /// Makes the request safe to send again: a repetition with the same key and body gets the first answer.
+        #[oai(name = "Idempotency-Key")]
+        key: IdempotencyKey,
         body: JsonBody<CreateWorkspaceRequest>,
         request: &Request,
-    ) -> ApiResult<CreateWorkspaceResponse> {
-        create::create(&state, &access.0, body.0, request).await
+    ) -> ApiResult<Idempotent<CreateWorkspaceResponse>> {
+        create::create(&state, &access.0, key, body.0, request).await
     }
 
     /// Lists all workspaces that are not removed, oldest first.

@@ -64,6 +64,7 @@ impl Default for Options {
                 org_id: None,
                 trust_same_origin_canvas: false,
                 a2a_idle_timeout: Duration::from_secs(5),
+                idempotency_ttl: ApiConfig::DEFAULT_IDEMPOTENCY_TTL,
                 removal_wait: Duration::from_millis(50),
                 version: "test",
             },

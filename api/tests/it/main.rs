@@ -8,6 +8,7 @@ mod access;
 mod bad_input;
 mod events;
 mod health;
+mod idempotency;
 mod jobs;
 mod messages;
 mod registry;

@@ -85,6 +85,7 @@ impl Core {
             trust_same_origin_canvas: settings.trust_same_origin_canvas
                 && settings.canvas_proxy_url.is_some(),
             a2a_idle_timeout: settings.a2a_idle_timeout,
+            idempotency_ttl: settings.idempotency_ttl,
             removal_wait: ApiConfig::DEFAULT_REMOVAL_WAIT,
             version: env!("CARGO_PKG_VERSION"),
         }

@@ -33,6 +33,10 @@ pub(crate) struct HttpSettings {
     #[arg(long = "a2a-idle-timeout", env = "A2A_IDLE_TIMEOUT_SECONDS", value_name = "SECONDS", default_value = "300", value_parser = parse::seconds)]
     pub(crate) a2a_idle_timeout: Duration,
 
+    /// Seconds for which the answer to a request with an `Idempotency-Key` is kept, to be given again to a repetition.
+    #[arg(long = "idempotency-ttl", env = "LONGSHORE_IDEMPOTENCY_TTL_SECONDS", value_name = "SECONDS", default_value = "86400", value_parser = parse::seconds)]
+    pub(crate) idempotency_ttl: Duration,
+
     /// Address of the canvas, where one is served behind this server.
     #[arg(long = "canvas-proxy-url", env = "CANVAS_PROXY_URL", value_name = "URL", value_parser = parse::http_url)]
     pub(crate) canvas_proxy_url: Option<String>,
