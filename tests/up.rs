@@ -159,7 +159,7 @@ async fn one_command_one_post_and_an_agent_answers_also_after_a_restart() {
 }
 
 #[tokio::test]
-async fn without_an_engine_it_says_so() {
+async fn without_an_engine_it_says_so_and_what_never_ran_is_deleted() {
     let nowhere = "unix:///no/such/docker.sock";
     let mut machine = Machine::without_engine(nowhere);
     let admin = machine.up("alone").await;
@@ -179,5 +179,25 @@ async fn without_an_engine_it_says_so() {
     assert_eq!(engine["mode"], "down");
     let detail = engine["detail"].as_str().unwrap();
     assert!(detail.contains(nowhere), "{detail}");
+
+    let created = admin
+        .post("/workspaces", &json!({ "name": "hopeless" }))
+        .await
+        .expect(201);
+    let path = format!("/workspaces/{}", created["id"].as_str().unwrap());
+    wait_until("the workspace to fail", PATIENCE, || async {
+        let workspace = admin.get(&path).await.expect(200);
+        if workspace["status"] == "failed" {
+            Ok(())
+        } else {
+            Err(workspace.to_string())
+        }
+    })
+    .await;
+    let deleted = admin.delete(&path).await.expect(200);
+    assert_eq!(
+        deleted,
+        json!({ "status": "removed", "cascade_deleted": 0 })
+    );
     machine.down().await;
 }

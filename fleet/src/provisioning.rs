@@ -134,6 +134,30 @@ pub async fn reopen(tx: &mut PgConnection, id: WorkspaceId) -> Result<Begin, Fle
     Ok(Begin::Go(Box::new(load_workspace(tx, id).await?)))
 }
 
+/// Records where an attempt is about to make something: before its first container or volume, so that a workspace
+/// without an engine is known to have left nothing anywhere. False when the attempt is no longer the current one.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn mark_engine(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    generation: i64,
+    engine_id: &str,
+) -> Result<bool, FleetError> {
+    let done = sqlx::query!(
+        "UPDATE workspaces SET engine_id = $3, updated_at = longshore_now()
+         WHERE id = $1 AND provision_generation = $2 AND status <> $4",
+        id as WorkspaceId,
+        generation,
+        engine_id,
+        WorkspaceStatus::Removed as WorkspaceStatus,
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Records what was started, whatever the agent has reported meanwhile. False when the attempt is no longer the current
 /// one, or the workspace is gone: then what was started is to be taken down.
 ///

@@ -1,5 +1,6 @@
 //! Creating, reading, changing and deleting workspaces.
 
+use longshore_base::WorkspaceId;
 use longshore_fleet::status::WorkspaceStatus;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -179,12 +180,24 @@ async fn a_patch_changes_what_it_names() {
     assert_eq!(own.status(), StatusCode::OK);
 }
 
+/// Says of a workspace that an attempt to bring it up has got as far as an engine.
+async fn write_engine_directly(app: &TestApp, id: WorkspaceId) {
+    sqlx::query("UPDATE workspaces SET engine_id = 'engine' WHERE id = $1")
+        .bind(id)
+        .execute(app.database.pool())
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn a_delete_takes_the_subtree_when_that_is_confirmed() {
     let app = TestApp::start().await;
     let root = app.insert_named("root").await;
     let child = app.insert_child("child", root.id).await;
     let grandchild = app.insert_child("grandchild", child.id).await;
+    for agent in [&root, &child, &grandchild] {
+        write_engine_directly(&app, agent.id).await;
+    }
     let path = format!("/workspaces/{}", root.id);
 
     let answer = app.admin(Method::DELETE, &path).send().await.unwrap();
@@ -256,6 +269,22 @@ async fn a_delete_takes_the_subtree_when_that_is_confirmed() {
         .await
         .unwrap();
     expect_error(purge, StatusCode::NOT_IMPLEMENTED).await;
+}
+
+#[tokio::test]
+async fn what_was_never_on_an_engine_is_deleted_at_once() {
+    let app = TestApp::start().await;
+    let root = app.insert_named("root").await;
+    app.insert_child("child", root.id).await;
+    let path = format!("/workspaces/{}?confirm=true", root.id);
+    for cascade_deleted in [1, 0] {
+        let answer = app.admin(Method::DELETE, &path).send().await.unwrap();
+        assert_eq!(
+            expect(answer, StatusCode::OK).await,
+            json!({ "status": "removed", "cascade_deleted": cascade_deleted })
+        );
+    }
+    assert_eq!(app.count("jobs WHERE kind = 'stop'").await, 0);
 }
 
 #[tokio::test]

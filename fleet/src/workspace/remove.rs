@@ -7,6 +7,7 @@ use longshore_events::{NewEvent, append, names};
 use serde_json::json;
 use sqlx::PgConnection;
 
+use super::row::EXTERNAL;
 use super::tree::{TreeLock, list_descendants, lock_tree};
 use crate::FleetError;
 use crate::status::{Change, WorkspaceStatus};
@@ -48,7 +49,7 @@ pub struct RemovedWorkspace {
     pub runtime: String,
     /// The container, if one was ever started.
     pub container_id: Option<String>,
-    /// The engine it is on.
+    /// The engine it is on, or was about to be.
     pub engine_id: Option<String>,
     /// The instance of a remote backend.
     pub instance_id: Option<String>,
@@ -56,6 +57,18 @@ pub struct RemovedWorkspace {
     pub generation: i64,
     /// It was not removed before.
     pub newly: bool,
+}
+
+impl RemovedWorkspace {
+    /// Whether something of it can be on an engine. Every attempt writes down its engine before it makes anything there,
+    /// and an external workspace runs where the platform has no say.
+    #[must_use]
+    pub fn may_have_run(&self) -> bool {
+        self.runtime != EXTERNAL
+            && (self.engine_id.is_some()
+                || self.container_id.is_some()
+                || self.instance_id.is_some())
+    }
 }
 
 /// What a delete covers.

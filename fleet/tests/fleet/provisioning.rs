@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use longshore_base::WorkspaceId;
 use longshore_fleet::provisioning::{
-    Begin, NO_BACKEND, NotWanted, Started, begin, current_generation, fail_overdue, mark_failed,
-    mark_started, persist_no_backend, reopen,
+    Begin, NO_BACKEND, NotWanted, Started, begin, current_generation, fail_overdue, mark_engine,
+    mark_failed, mark_started, persist_no_backend, reopen,
 };
 use longshore_fleet::workspace::{NewWorkspace, Workspace, remove_workspaces};
 use longshore_fleet::{FleetConfig, WorkspaceStatus};
@@ -66,6 +66,33 @@ async fn each_attempt_has_a_generation_and_only_the_last_may_write() {
         None
     );
     assert_eq!(setup.events_after(id, 1).await, []);
+}
+
+#[tokio::test]
+async fn the_engine_is_known_from_before_the_start_unless_the_attempt_is_history() {
+    let setup = Setup::new().await;
+    let id = setup.create(named("n")).await.id;
+    go(&setup, id).await;
+    go(&setup, id).await;
+    let mut conn = setup.conn().await;
+    assert!(!mark_engine(&mut conn, id, 1, "late").await.unwrap());
+    assert!(mark_engine(&mut conn, id, 2, "e").await.unwrap());
+    let row = setup.load(id).await;
+    assert_eq!(
+        (row.engine_id.as_deref(), row.container_id),
+        (Some("e"), None)
+    );
+    let mut tx = setup.begin().await;
+    let removed = remove_workspaces(&mut tx, id).await.unwrap().unwrap();
+    tx.commit().await.unwrap();
+    assert!(removed.workspaces[0].may_have_run());
+    assert!(!mark_engine(&mut conn, id, 3, "late").await.unwrap());
+
+    let other = setup.create(named("o")).await.id;
+    go(&setup, other).await;
+    let mut tx = setup.begin().await;
+    let removed = remove_workspaces(&mut tx, other).await.unwrap().unwrap();
+    assert!(!removed.workspaces[0].may_have_run());
 }
 
 #[tokio::test]
