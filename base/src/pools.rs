@@ -1,11 +1,14 @@
 //! Database pools. Two per process, so that load on one cannot starve the other.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::time::{sleep, timeout};
 
 use crate::Secret;
+use crate::clock::Stopwatch;
 
 /// Connections of the control pool: beat, claim, finish, admit (`spec: jobs` §9).
 pub const CONTROL_CONNECTIONS: u32 = 5;
@@ -20,6 +23,17 @@ const INDEX_ONLY_PLANS: [(&str, &str); 5] = [
     ("plan_cache_mode", "force_generic_plan"),
 ];
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a Postgres that is there is waited for until it takes connections.
+const STARTING_LIMIT: Duration = Duration::from_secs(10);
+/// How long an address is tried where nothing listens: for servers that are started together, not for a wrong address.
+const REFUSED_LIMIT: Duration = Duration::from_millis(1500);
+/// How long a caller waits for a connection that others have.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_PERIOD: Duration = Duration::from_millis(200);
+/// SQLSTATE of a server that is starting, stopping or recovering.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+/// SQLSTATE of a server whose connections are all taken.
+const TOO_MANY_CONNECTIONS: &str = "53300";
 
 /// How to reach Postgres.
 #[derive(Clone, Debug)]
@@ -45,26 +59,57 @@ pub enum PoolError {
     /// The URL does not parse. The source is left out: it may quote the password.
     #[error("DATABASE_URL is not a valid postgres:// URL")]
     Url,
-    /// Nobody answered, or the login was refused.
-    #[error("cannot connect to Postgres at {host}:{port}")]
-    Connect {
-        /// Host of the URL.
-        host: String,
-        /// Port of the URL.
-        port: u16,
+    /// There is no server at the address.
+    #[error(
+        "nothing listens at {address}: start Postgres there, or set DATABASE_URL to where it is"
+    )]
+    Refused {
+        /// Where it was looked for, without user and password.
+        address: String,
         /// What the driver said.
+        source: sqlx::Error,
+    },
+    /// The address swallows what is sent to it.
+    #[error(
+        "nothing answered at {address} within {} s: is that where Postgres is (DATABASE_URL), and does a firewall let us \
+         through?",
+        STARTING_LIMIT.as_secs()
+    )]
+    Silent {
+        /// Where it was looked for, without user and password.
+        address: String,
+    },
+    /// The server is there and takes no connections yet.
+    #[error(
+        "Postgres at {address} takes no connections after {} s: start again once it has started",
+        STARTING_LIMIT.as_secs()
+    )]
+    Starting {
+        /// Where it is, without user and password.
+        address: String,
+        /// What the server said.
+        source: sqlx::Error,
+    },
+    /// The server refused, or could not be spoken with.
+    #[error("cannot connect to Postgres at {address}")]
+    Connect {
+        /// Where it was looked for, without user and password.
+        address: String,
+        /// What the driver or the server said.
         source: sqlx::Error,
     },
 }
 
 impl Pools {
-    /// Connects both pools; answers once one connection of each works.
+    /// Connects both pools; answers once one connection of each works. Waits for a Postgres that is starting, but says
+    /// soon where none is.
     ///
     /// # Errors
     /// [`PoolError`], with a text fit for the console.
     pub async fn connect(config: &DatabaseConfig) -> Result<Self, PoolError> {
         let options: PgConnectOptions = config.url.expose().parse().map_err(|_| PoolError::Url)?;
-        let (host, port) = (options.get_host().to_owned(), options.get_port());
+        wait_until_it_answers(&options).await?;
+        let address = address(&options);
         let options = options.options([(
             "idle_in_transaction_session_timeout",
             IDLE_IN_TRANSACTION_TIMEOUT.as_millis().to_string(),
@@ -77,12 +122,11 @@ impl Pools {
         let open = |options, most: u32| {
             PgPoolOptions::new()
                 .max_connections(most)
-                .acquire_timeout(Duration::from_secs(10))
+                .acquire_timeout(ACQUIRE_TIMEOUT)
                 .connect_with(options)
         };
         let connect = |source| PoolError::Connect {
-            host: host.clone(),
-            port,
+            address: address.clone(),
             source,
         };
         Ok(Self {
@@ -93,5 +137,84 @@ impl Pools {
                 .await
                 .map_err(connect)?,
         })
+    }
+}
+
+/// The pools would take a refused connection for one that is late, and wait for it as for any other.
+async fn wait_until_it_answers(options: &PgConnectOptions) -> Result<(), PoolError> {
+    let since = Stopwatch::start();
+    loop {
+        let left = STARTING_LIMIT.saturating_sub(since.elapsed());
+        let source = match timeout(left, PgConnection::connect_with(options)).await {
+            Ok(Ok(connection)) => {
+                // It has served; how it ends tells nothing.
+                connection.close().await.ok();
+                return Ok(());
+            }
+            Ok(Err(error)) => error,
+            Err(_) => {
+                return Err(PoolError::Silent {
+                    address: address(options),
+                });
+            }
+        };
+        let failure = Failure::of(&source);
+        if since.elapsed() + RETRY_PERIOD > failure.patience() {
+            return Err(failure.report(address(options), source));
+        }
+        sleep(RETRY_PERIOD).await;
+    }
+}
+
+/// Why there is no connection, as far as it makes a difference.
+enum Failure {
+    Refused,
+    Starting,
+    Full,
+    Other,
+}
+
+impl Failure {
+    fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Io(error)
+                // A socket of this machine that is not there yet refuses in its own way.
+                if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
+            {
+                Self::Refused
+            }
+            sqlx::Error::Database(error) => match error.code().as_deref() {
+                Some(CANNOT_CONNECT_NOW) => Self::Starting,
+                Some(TOO_MANY_CONNECTIONS) => Self::Full,
+                _ => Self::Other,
+            },
+            _ => Self::Other,
+        }
+    }
+
+    /// For how long it may pass by itself.
+    const fn patience(&self) -> Duration {
+        match self {
+            Self::Refused => REFUSED_LIMIT,
+            Self::Starting | Self::Full => STARTING_LIMIT,
+            Self::Other => Duration::ZERO,
+        }
+    }
+
+    fn report(&self, address: String, source: sqlx::Error) -> PoolError {
+        match self {
+            Self::Refused => PoolError::Refused { address, source },
+            Self::Starting => PoolError::Starting { address, source },
+            Self::Full | Self::Other => PoolError::Connect { address, source },
+        }
+    }
+}
+
+/// Where the options lead, for people.
+fn address(options: &PgConnectOptions) -> String {
+    let port = options.get_port();
+    match options.get_socket() {
+        Some(directory) => format!("{}/.s.PGSQL.{port}", directory.display()),
+        None => format!("{}:{port}", options.get_host()),
     }
 }

@@ -63,9 +63,16 @@ impl OwnRedis {
 
     /// Forgets everything.
     pub async fn flush(&self) {
+        self.command(&["FLUSHALL"]).await;
+    }
+
+    /// Does what it is told.
+    pub async fn command(&self, words: &[&str]) {
         let client = redis::Client::open(self.url()).unwrap();
         let mut link = client.get_multiplexed_async_connection().await.unwrap();
-        let () = redis::cmd("FLUSHALL").query_async(&mut link).await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let () = command.query_async(&mut link).await.unwrap();
     }
 
     async fn answers(&mut self) {
@@ -107,6 +114,39 @@ pub struct OwnPostgres {
 
 impl OwnPostgres {
     pub(crate) async fn start() -> Self {
+        let postgres = Self::launch(&[]);
+        postgres.answers().await;
+        postgres
+    }
+
+    /// One that goes on starting, and says so to whoever connects, until it is let: a standby nobody may read from.
+    pub async fn starting() -> Self {
+        let postgres = Self::launch(&["standby.signal"]);
+        wait_until("Postgres to be a standby", PATIENCE, || async {
+            let log = postgres.process.log();
+            if log.contains("consistent recovery state reached") {
+                Ok(())
+            } else {
+                Err(log)
+            }
+        })
+        .await;
+        postgres
+    }
+
+    /// Lets it take connections.
+    pub fn let_start(&self) {
+        std::fs::write(self.place.path().join("data/promote"), "").unwrap();
+        self.process.signal(Signal::SIGUSR1);
+    }
+
+    /// What it wrote.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    fn launch(signals: &[&str]) -> Self {
         let programs = programs();
         // Not below a directory that the server's user cannot enter.
         let place = tempfile::Builder::new()
@@ -130,16 +170,19 @@ impl OwnPostgres {
             "initdb: {}",
             String::from_utf8_lossy(&made.stderr)
         );
-        let postgres = Self {
+        for name in signals {
+            std::fs::write(place.path().join("data").join(name), "").unwrap();
+        }
+        Self {
             process: launch_postgres(&programs, place.path()),
             programs,
             place,
-        };
-        postgres.answers().await;
-        postgres
+        }
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// How to connect as its superuser.
+    #[must_use]
+    pub fn url(&self) -> String {
         // The database every server has; a test that has the server has it too.
         format!(
             "postgres://{NAME}@localhost/postgres?host={}",
@@ -177,7 +220,7 @@ fn launch_postgres(programs: &Path, place: &Path) -> Process {
     command
         .arg("-D")
         .arg(place.join("data"))
-        .args(["-c", "listen_addresses=", "-c"])
+        .args(["-c", "hot_standby=off", "-c", "listen_addresses=", "-c"])
         .arg(format!("unix_socket_directories={}", place.display()));
     Process::start("postgres", &mut command, place)
 }
