@@ -101,6 +101,42 @@ async fn a_workspace_comes_online_while_redis_is_away() {
     app.until_up(&next, PATIENCE).await;
 }
 
+#[tokio::test]
+async fn a_redis_that_may_evict_is_warned_of_at_the_start() {
+    let mut app = TestApp::build().without_docker().own_redis().start().await;
+    assert_eq!(warnings_of_eviction(&app).await, 0);
+    let policy = ["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"];
+    app.redis().command(&policy).await;
+    app.api.kill();
+    app.start_api_again().await;
+    assert_eq!(warnings_of_eviction(&app).await, 1);
+    // A Redis that does not tell keeps nobody from starting.
+    let silence = ["ACL", "SETUSER", "default", "-config", "-info"];
+    app.redis().command(&silence).await;
+    app.api.kill();
+    app.start_api_again().await;
+    assert_eq!(warnings_of_eviction(&app).await, 0);
+    until_ready_is(&app, "ready").await;
+}
+
+/// How often the API process has warned, once it has had the occasion.
+async fn warnings_of_eviction(app: &TestApp) -> usize {
+    wait_until("the API to have met Redis", PATIENCE, || async {
+        let met = app.api.log_lines_saying("connected to Redis");
+        if met.is_empty() {
+            Err(app.api.log())
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    let mut lines = app.api.log_lines();
+    lines.retain(|line| {
+        line.field("level") == "WARN" && line.field("message").contains("noeviction")
+    });
+    lines.len()
+}
+
 /// Waits until `/readyz` has this status; it is answered 200 whatever Redis does.
 async fn until_ready_is(app: &TestApp, status: &str) -> serde_json::Value {
     wait_until(&format!("/readyz to be {status}"), PATIENCE, || async {

@@ -106,10 +106,14 @@ impl Link {
     pub(crate) async fn supervise(&self) {
         let mut backoff = FIRST_BACKOFF;
         let mut complained = false;
+        let mut policy_known = false;
         loop {
             match self.connect().await {
                 Ok(connection) => {
-                    self.adopt(connection);
+                    self.adopt(connection.clone());
+                    if !policy_known {
+                        policy_known = warn_of_eviction(connection).await;
+                    }
                     tracing::info!(redis.role = "events", "connected to Redis");
                     complained = false;
                     backoff = FIRST_BACKOFF;
@@ -166,4 +170,35 @@ impl Link {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Says so where Redis may throw keys away to make room. Answers whether Redis told its policy.
+///
+/// The policy is read from `INFO`, which managed Redis answers as well; most of them refuse `CONFIG`.
+async fn warn_of_eviction(mut connection: MultiplexedConnection) -> bool {
+    let mut info = redis::cmd("INFO");
+    info.arg("memory");
+    let asked = info.query_async::<redis::InfoDict>(&mut connection);
+    let told = match timeout(COMMAND_BUDGET, asked).await {
+        Ok(Ok(told)) => told,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "Redis does not tell its maxmemory-policy");
+            return false;
+        }
+        Err(elapsed) => {
+            tracing::debug!(error = %elapsed, "Redis does not tell its maxmemory-policy");
+            return false;
+        }
+    };
+    let Some(policy) = told.get::<String>("maxmemory_policy") else {
+        return false;
+    };
+    if policy != "noeviction" {
+        tracing::warn!(
+            redis.maxmemory_policy = policy,
+            "Redis may throw away streams and keys of ours when its memory is full, which slows everything down: set its \
+             maxmemory-policy to noeviction"
+        );
+    }
+    true
 }
