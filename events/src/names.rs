@@ -35,3 +35,26 @@ pub const AGENT_MESSAGE: &str = "AGENT_MESSAGE";
 pub const A2A_RESPONSE: &str = "A2A_RESPONSE";
 /// Ephemeral. A row of the activity log was written.
 pub const ACTIVITY_LOGGED: &str = "ACTIVITY_LOGGED";
+
+/// Nothing of a queue starts any more: `{scope, value, by, reason}`, as all events about queues and holds.
+pub const QUEUE_PAUSED: &str = "QUEUE_PAUSED";
+/// Nothing of a queue starts any more, and somebody waits for the rest to end.
+pub const QUEUE_DRAINING: &str = "QUEUE_DRAINING";
+/// Nothing of a queue starts any more, and requests that would need it are refused.
+pub const QUEUE_REJECTING: &str = "QUEUE_REJECTING";
+/// A queue runs again.
+pub const QUEUE_RESUMED: &str = "QUEUE_RESUMED";
+/// The limits of a queue are others: `{…, limits}`.
+pub const QUEUE_LIMITED: &str = "QUEUE_LIMITED";
+/// Part of the work is held: `{…, hold_id, mode, until}`.
+pub const HOLD_SET: &str = "HOLD_SET";
+/// A hold is over: `{…, hold_id, mode}`.
+pub const HOLD_LIFTED: &str = "HOLD_LIFTED";
+/// A worker takes no more jobs: `{worker, by, reason}`.
+pub const WORKER_DRAINING: &str = "WORKER_DRAINING";
+/// A worker takes jobs again: `{worker, by, reason}`.
+pub const WORKER_UNDRAINED: &str = "WORKER_UNDRAINED";
+/// A finished job was put back to wait: `{job_id, kind, by}`.
+pub const JOB_RETRIED: &str = "JOB_RETRIED";
+/// A job was thrown away: `{job_id, kind, by, reason}`.
+pub const JOB_DISCARDED: &str = "JOB_DISCARDED";

@@ -1,12 +1,15 @@
 //! Reading jobs, live and finished, as operators and owners see them (`spec: operations` §1).
 
+mod waiting;
+
 use longshore_base::{JobId, Timestamp, WorkspaceId};
 use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use self::waiting::{Surroundings, Waiter};
+pub use self::waiting::{Waiting, waiting_workspaces};
 use crate::LedgerError;
-use crate::control::{Mode, Scope, Subject, open_controls, split_queue};
 use crate::job::{Outcome, Progress, State, Wait};
 
 /// One job.
@@ -89,21 +92,6 @@ pub struct JobFailure {
     pub retried_at: Option<Timestamp>,
 }
 
-/// Why a job is not running.
-#[derive(Clone, Debug, Serialize)]
-pub struct Waiting {
-    /// `time`, `key`, `limit`, `paused`, `drained`, `held`, `no_worker`, `backing_off` or `admitted`.
-    pub reason: &'static str,
-    /// The same for people.
-    pub text: String,
-    /// Since when.
-    pub since: Timestamp,
-    /// Until when, where that is known.
-    pub until: Option<Timestamp>,
-    /// The job that holds its key.
-    pub behind: Option<JobId>,
-}
-
 /// Which jobs to list.
 #[derive(Clone, Debug, Default)]
 pub struct JobFilter {
@@ -166,6 +154,24 @@ struct JobRecord {
     result: Option<serde_json::Value>,
 }
 
+impl JobRecord {
+    /// What there is to explain about it, if it waits.
+    fn waiter(&self) -> Option<Waiter> {
+        let state = self.state.filter(|state| *state != State::Running)?;
+        Some(Waiter {
+            queue: self.queue.clone(),
+            tenant: self.tenant.clone(),
+            workspace_id: self.workspace_id.map(WorkspaceId),
+            keys: self.keys.clone(),
+            admitted: state == State::Queued,
+            wait: self.wait,
+            backing_off: self.backing_off,
+            run_at: self.run_at,
+            since: self.queued_at.unwrap_or(self.created_at),
+        })
+    }
+}
+
 /// A job by id, live or finished.
 ///
 /// # Errors
@@ -189,10 +195,8 @@ pub async fn find_job(conn: &mut PgConnection, id: JobId) -> Result<Option<JobVi
     .fetch_optional(&mut *conn)
     .await
     .map_err(LedgerError::database("reading a job"))?;
-    match record {
-        Some(record) => view(conn, record).await.map(Some),
-        None => Ok(None),
-    }
+    let found = views(conn, record.into_iter().collect()).await?;
+    Ok(found.into_iter().next())
 }
 
 /// Jobs that fit, newest first.
@@ -208,7 +212,7 @@ pub async fn list_jobs(
     let before = cursor
         .map(|text| text.parse::<JobId>().map_err(|_| LedgerError::Cursor))
         .transpose()?;
-    let records = sqlx::query_as!(
+    let mut records = sqlx::query_as!(
         JobRecord,
         r#"SELECT * FROM (
                (SELECT id AS "id!", kind AS "kind!", queue AS "queue!", tenant AS "tenant!", workspace_id, keys AS "keys!", args AS "args!",
@@ -247,13 +251,8 @@ pub async fn list_jobs(
     .await
     .map_err(LedgerError::database("listing jobs"))?;
     let more = records.len() as i64 > limit;
-    let mut items = Vec::with_capacity(records.len());
-    for record in records
-        .into_iter()
-        .take(usize::try_from(limit).unwrap_or(0))
-    {
-        items.push(view(conn, record).await?);
-    }
+    records.truncate(usize::try_from(limit).unwrap_or(0));
+    let items = views(conn, records).await?;
     let next_cursor = items
         .last()
         .filter(|_| more)
@@ -261,18 +260,32 @@ pub async fn list_jobs(
     Ok(Page { items, next_cursor })
 }
 
-async fn view(conn: &mut PgConnection, record: JobRecord) -> Result<JobView, LedgerError> {
+async fn views(
+    conn: &mut PgConnection,
+    records: Vec<JobRecord>,
+) -> Result<Vec<JobView>, LedgerError> {
+    let waiters: Vec<Option<Waiter>> = records.iter().map(JobRecord::waiter).collect();
+    let around = Surroundings::of(conn, &waiters.iter().flatten().collect::<Vec<_>>()).await?;
+    let waiting = waiters
+        .iter()
+        .map(|waiter| waiter.as_ref().map(|waiter| waiter.explain(&around)));
+    records
+        .into_iter()
+        .zip(waiting)
+        .map(|(record, waiting)| view(record, waiting))
+        .collect()
+}
+
+fn view(record: JobRecord, waiting: Option<Waiting>) -> Result<JobView, LedgerError> {
     let id = JobId(record.id);
     let unreadable = |what| LedgerError::Unreadable { id, what };
-    let errors: Vec<JobFailure> = serde_json::from_value(record.errors.clone())
-        .map_err(|_| unreadable("its error history"))?;
+    let errors: Vec<JobFailure> =
+        serde_json::from_value(record.errors).map_err(|_| unreadable("its error history"))?;
     let progress = record
         .progress
-        .clone()
         .map(serde_json::from_value)
         .transpose()
         .map_err(|_| unreadable("its progress"))?;
-    let waiting = waiting(conn, &record).await?;
     let state = match (record.state, record.outcome) {
         (_, Some(outcome)) => outcome.as_str(),
         (Some(State::Scheduled), _) => "scheduled",
@@ -308,102 +321,6 @@ async fn view(conn: &mut PgConnection, record: JobRecord) -> Result<JobView, Led
         trace_id: record.trace_context,
         revision: record.revision,
     })
-}
-
-async fn waiting(
-    conn: &mut PgConnection,
-    record: &JobRecord,
-) -> Result<Option<Waiting>, LedgerError> {
-    let Some(state) = record.state.filter(|state| *state != State::Running) else {
-        return Ok(None);
-    };
-    let since = record.queued_at.unwrap_or(record.created_at);
-    let simple = |reason, text: String| Waiting {
-        reason,
-        text,
-        since,
-        until: None,
-        behind: None,
-    };
-    if let (State::Scheduled, Some(Wait::Time)) = (state, record.wait) {
-        let until = Some(record.run_at);
-        let at = record.run_at.format("%H:%M:%S UTC");
-        return Ok(Some(if record.backing_off {
-            Waiting {
-                until,
-                ..simple(
-                    "backing_off",
-                    format!("waiting: it failed and is tried again at {at}"),
-                )
-            }
-        } else {
-            Waiting {
-                until,
-                ..simple("time", format!("waiting: not due before {at}"))
-            }
-        }));
-    }
-    if let (State::Scheduled, Some(Wait::Key)) = (state, record.wait) {
-        let behind = sqlx::query_scalar!(
-            "SELECT job_id FROM job_slots WHERE key = ANY($1) LIMIT 1",
-            &record.keys
-        )
-        .fetch_optional(&mut *conn)
-        .await
-        .map_err(LedgerError::database("reading who holds a key"))?
-        .map(JobId);
-        let text = match behind {
-            Some(job) => format!("waiting: behind job {job} of the same workspace"),
-            None => "waiting: behind another job of the same workspace".to_owned(),
-        };
-        return Ok(Some(Waiting {
-            behind,
-            ..simple("key", text)
-        }));
-    }
-    let (kind, place) = split_queue(&record.queue);
-    let subject = Subject {
-        kind,
-        place,
-        tenant: &record.tenant,
-        workspace_id: record.workspace_id.map(WorkspaceId),
-    };
-    let controls = open_controls(&mut *conn).await?;
-    if let Some(control) = subject.closed_by(&controls) {
-        let reason = match (control.scope, control.mode) {
-            (Scope::Queue, Mode::Drain) => "drained",
-            (Scope::Queue, _) => "paused",
-            _ => "held",
-        };
-        return Ok(Some(Waiting {
-            reason,
-            text: format!("waiting: {}", control.text()),
-            since: control.since.max(since),
-            until: control.until,
-            behind: None,
-        }));
-    }
-    let served = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT 1 FROM workers WHERE $1 = ANY(queues)) AS "served!""#,
-        record.queue
-    )
-    .fetch_one(&mut *conn)
-    .await
-    .map_err(LedgerError::database("reading who serves a queue"))?;
-    Ok(Some(match (served, state) {
-        (false, _) => simple(
-            "no_worker",
-            format!("waiting: no worker serves queue {}", record.queue),
-        ),
-        (true, State::Queued) => simple(
-            "admitted",
-            "waiting: admitted, the next free worker takes it".to_owned(),
-        ),
-        (true, _) => simple(
-            "limit",
-            format!("waiting: its turn in queue {}", record.queue),
-        ),
-    }))
 }
 
 /// The queues of a kind that live workers serve, those whose workers have beaten lately first: where a job of that kind
