@@ -117,7 +117,14 @@ impl Answer {
     /// # Errors
     /// What became of it.
     pub async fn try_of(request: RequestBuilder) -> reqwest::Result<Self> {
-        let response = request.send().await?;
+        Self::from_response(request.send().await?).await
+    }
+
+    /// What a response holds.
+    ///
+    /// # Errors
+    /// Its body breaks off.
+    pub async fn from_response(response: reqwest::Response) -> reqwest::Result<Self> {
         let header = |name| {
             response
                 .headers()

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use longshore_base::Secret;
+use longshore_base::ids::random_uuid;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) use stream::{EventStream, StreamItem};
 
@@ -80,7 +81,16 @@ pub(crate) enum ClientError {
         /// What did not fit.
         source: reqwest::Error,
     },
-    /// The time given with `--timeout` has passed.
+    /// An answer without the time.
+    #[error("the server at {address} does not tell the time: give one in RFC 3339 instead of a duration")]
+    NoTime {
+        /// Who answered.
+        address: String,
+    },
+    /// A duration that leads out of the calendar.
+    #[error("that is too far away")]
+    TooFar,
+    /// The time given with `--timeout` or `--wait` has passed.
     #[error("{what} did not happen within {seconds} s")]
     Waited {
         /// What was waited for.
@@ -94,7 +104,7 @@ impl ClientError {
     /// The exit code of a command that ends with it.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::NoAddress { .. } | Self::BadAddress(_) => Exit::Usage,
+            Self::NoAddress { .. } | Self::BadAddress(_) | Self::TooFar => Exit::Usage,
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Timeout { .. } | Self::Waited { .. } => Exit::Timeout,
             Self::NotAllowed { .. } => Exit::NotAllowed,
@@ -104,7 +114,7 @@ impl ClientError {
                 400 | 413 | 422 => Exit::Usage,
                 _ => Exit::Failed,
             },
-            Self::Shape { .. } => Exit::Failed,
+            Self::Shape { .. } | Self::NoTime { .. } => Exit::Failed,
         }
     }
 }
@@ -156,13 +166,25 @@ impl Client {
             .await
     }
 
-    /// POST with a JSON body.
+    /// POST with a JSON body, under a key of its own: whatever between here and the server sends it again, it is done
+    /// once.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &Value,
     ) -> Result<T, ClientError> {
-        self.answer(self.request(Method::POST, path).json(body))
+        let key = format!("\"{}\"", random_uuid());
+        let request = self.request(Method::POST, path).json(body);
+        self.answer(request.header("Idempotency-Key", key)).await
+    }
+
+    /// PATCH with a JSON body.
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<T, ClientError> {
+        self.answer(self.request(Method::PATCH, path).json(body))
             .await
     }
 
@@ -276,8 +298,6 @@ fn read_line(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
