@@ -5,8 +5,10 @@
 
 mod driver;
 mod health_sweep;
+mod hold_expiry;
 mod liveness;
 mod provision_timeout;
+mod retention;
 mod runtime;
 
 pub use runtime::{Worker, WorkerConfig, WorkerError, WorkerParts};

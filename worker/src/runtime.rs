@@ -7,14 +7,18 @@ use longshore_backends::{Backend, Backends};
 use longshore_base::pools::Pools;
 use longshore_fleet::Fleet;
 use longshore_jobs::{executors, queues};
-use longshore_ledger::{Admitter, Engine, EngineConfig, EngineError, EngineHealth, Hints, Kinds};
+use longshore_ledger::{
+    Admitter, Engine, EngineConfig, EngineError, EngineHealth, Hints, Kinds, Retention,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{Owner, Reconciler, drive};
 use crate::health_sweep::HealthSweep;
+use crate::hold_expiry::HoldExpiry;
 use crate::liveness::Liveness;
 use crate::provision_timeout::ProvisionTimeout;
+use crate::retention::HistoryRetention;
 
 /// How often an engine that has not answered yet is asked again.
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
@@ -28,6 +32,8 @@ pub struct WorkerConfig {
     pub liveness_ttl: Duration,
     /// An external agent silent for longer is lost.
     pub external_stale_after: Duration,
+    /// How long finished jobs are kept.
+    pub retention: Retention,
 }
 
 /// What a worker is made of, shared with whatever else runs in the process.
@@ -79,7 +85,7 @@ impl Worker {
             pools.clone(),
             kinds,
             executors,
-            (hints, admitter),
+            (hints, admitter.clone()),
             &queues(None),
         )
         .await?;
@@ -94,7 +100,7 @@ impl Worker {
                     .unwrap_or_default()
             }),
         };
-        let everywhere: [Arc<dyn Reconciler>; 2] = [
+        let everywhere: [Arc<dyn Reconciler>; 4] = [
             Arc::new(Liveness::new(
                 pools.work.clone(),
                 Arc::clone(&fleet),
@@ -104,6 +110,15 @@ impl Worker {
             Arc::new(ProvisionTimeout {
                 pool: pools.work.clone(),
                 fleet: Arc::clone(&fleet),
+            }),
+            Arc::new(HistoryRetention {
+                pool: pools.work.clone(),
+                keep: config.retention,
+            }),
+            Arc::new(HoldExpiry {
+                pool: pools.work.clone(),
+                fleet: Arc::clone(&fleet),
+                admitter,
             }),
         ];
         let mut loops: Vec<_> = everywhere

@@ -1,0 +1,51 @@
+//! `retention`: drops days of the job history that are older than what is kept, and makes the days to come.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_ledger::{Retention, ensure_partitions, prune};
+use sqlx::PgPool;
+
+use crate::driver::{PassError, PassReport, Reconciler};
+
+const INTERVAL: Duration = Duration::from_secs(3600);
+/// Partitions named in a report.
+const SAMPLE: usize = 10;
+
+pub(crate) struct HistoryRetention {
+    pub(crate) pool: PgPool,
+    pub(crate) keep: Retention,
+}
+
+#[async_trait]
+impl Reconciler for HistoryRetention {
+    fn name(&self) -> &'static str {
+        "retention"
+    }
+
+    fn scope(&self) -> String {
+        "all".into()
+    }
+
+    fn interval(&self) -> Duration {
+        INTERVAL
+    }
+
+    async fn pass(&self) -> Result<PassReport, PassError> {
+        ensure_partitions(&self.pool).await?;
+        let pruned = prune(&self.pool, self.keep).await?;
+        if !pruned.partitions.is_empty() || pruned.rows > 0 {
+            tracing::info!(
+                partitions = pruned.partitions.len(),
+                rows = pruned.rows,
+                "old job history dropped"
+            );
+        }
+        Ok(PassReport {
+            seen: pruned.partitions.len(),
+            acted: pruned.partitions.len(),
+            sample: pruned.partitions.into_iter().take(SAMPLE).collect(),
+            ..PassReport::default()
+        })
+    }
+}
