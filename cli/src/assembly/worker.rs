@@ -42,6 +42,7 @@ impl Core {
             },
             liveness_ttl: self.liveness_ttl,
             external_stale_after: settings.external_stale_after,
+            retention: settings.retention(),
         };
         let parts = WorkerParts {
             pools: self.pools.clone(),

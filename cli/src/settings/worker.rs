@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use longshore_ledger::Retention;
 
 use super::{SettingError, parse};
 
@@ -69,6 +70,42 @@ pub(crate) struct WorkerSettings {
         value_parser = parse::seconds
     )]
     pub(crate) external_stale_after: Duration,
+
+    /// Days succeeded jobs stay in the history; 0 keeps them for ever.
+    #[arg(
+        long = "keep-succeeded-jobs",
+        env = "LONGSHORE_KEEP_SUCCEEDED_DAYS",
+        value_name = "DAYS",
+        default_value_t = 7
+    )]
+    keep_succeeded_jobs: u32,
+
+    /// Days dead jobs stay in the history, where they can be retried; 0 keeps them for ever.
+    #[arg(
+        long = "keep-dead-jobs",
+        env = "LONGSHORE_KEEP_DEAD_DAYS",
+        value_name = "DAYS",
+        default_value_t = 90
+    )]
+    keep_dead_jobs: u32,
+
+    /// Days cancelled jobs stay in the history; 0 keeps them for ever.
+    #[arg(
+        long = "keep-cancelled-jobs",
+        env = "LONGSHORE_KEEP_CANCELLED_DAYS",
+        value_name = "DAYS",
+        default_value_t = 30
+    )]
+    keep_cancelled_jobs: u32,
+
+    /// Days superseded jobs stay in the history; 0 keeps them for ever.
+    #[arg(
+        long = "keep-superseded-jobs",
+        env = "LONGSHORE_KEEP_SUPERSEDED_DAYS",
+        value_name = "DAYS",
+        default_value_t = 7
+    )]
+    keep_superseded_jobs: u32,
 }
 
 /// When a worker counts as gone; known to fit together.
@@ -80,6 +117,16 @@ pub(crate) struct WorkerTimes {
 }
 
 impl WorkerSettings {
+    /// How long finished jobs are kept.
+    pub(crate) const fn retention(&self) -> Retention {
+        Retention {
+            succeeded_days: self.keep_succeeded_jobs,
+            dead_days: self.keep_dead_jobs,
+            cancelled_days: self.keep_cancelled_jobs,
+            superseded_days: self.keep_superseded_jobs,
+        }
+    }
+
     /// The times, refused where a worker could be declared dead while it still works.
     pub(crate) fn times(&self) -> Result<WorkerTimes, SettingError> {
         let times = WorkerTimes {
