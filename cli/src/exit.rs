@@ -14,7 +14,7 @@ Exit codes:
   3  not found
   4  not allowed: no token, a wrong one, or one without the right
   5  the server cannot be reached
-  6  the time given with --timeout has passed";
+  6  the time given with --timeout or --wait has passed";
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,13 +11,17 @@ mod logging;
 mod output;
 mod settings;
 mod signals;
+mod when;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
-use commands::{api, completions, config, jobs, migrate, openapi, up, worker, workspaces};
+use commands::{
+    api, completions, config, holds, jobs, migrate, openapi, queues, up, worker, workers,
+    workspaces,
+};
 use exit::Exit;
 use settings::log::LogSettings;
 use settings::reflect;
@@ -48,8 +52,16 @@ enum Command {
     Config(config::ConfigArgs),
     /// Create, list, show and delete workspaces.
     Workspaces(workspaces::WorkspacesArgs),
-    /// List, show, follow and cancel jobs.
-    Jobs(jobs::JobsArgs),
+    /// List, show, follow, cancel, retry and discard jobs.
+    Jobs(Box<jobs::JobsArgs>),
+    /// Look at queues; pause, drain, close, resume and limit them.
+    Queues(queues::QueuesArgs),
+    /// List, set and lift holds on kinds, engines, organisations, workspaces, or everything.
+    Holds(holds::HoldsArgs),
+    /// In an emergency: `hold all` stops everything from starting, like `holds set --all`.
+    Hold(holds::HoldArgs),
+    /// Look at workers, and keep one from taking jobs.
+    Workers(workers::WorkersArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -98,7 +110,11 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Openapi => openapi::run(),
             Command::Config(args) => config::run(&args, definition),
             Command::Workspaces(args) => Box::pin(workspaces::run(args)).await,
-            Command::Jobs(args) => Box::pin(jobs::run(args)).await,
+            Command::Jobs(args) => Box::pin(jobs::run(*args)).await,
+            Command::Queues(args) => Box::pin(queues::run(args)).await,
+            Command::Holds(args) => Box::pin(holds::run(args)).await,
+            Command::Hold(args) => Box::pin(holds::run_hold(args)).await,
+            Command::Workers(args) => Box::pin(workers::run(args)).await,
             Command::Completions(args) => Ok(completions::run(&args, definition.clone())),
         }
     });

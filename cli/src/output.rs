@@ -1,13 +1,13 @@
 //! What commands show: tables and lines for people, JSON for scripts, a spinner while waiting on a terminal.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// How a command answers.
 #[derive(Args, Clone, Copy, Debug)]
@@ -65,6 +65,41 @@ pub(crate) fn text(value: &Value, member: &str) -> String {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
     }
+}
+
+/// The items of a list.
+pub(crate) fn items(page: &Value) -> &[Value] {
+    page.get("items")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+}
+
+/// A span of time in its two largest units: `2h 5m`.
+pub(crate) fn span(seconds: f64) -> String {
+    let seconds = Duration::try_from_secs_f64(seconds.floor()).unwrap_or_default();
+    let text = humantime::format_duration(seconds).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// The body of a change that takes a reason.
+pub(crate) fn reasoned(reason: Option<&str>) -> Value {
+    match reason {
+        Some(reason) => json!({"reason": reason}),
+        None => json!({}),
+    }
+}
+
+/// Asks a question on the terminal; anything but yes is a no. `None`: nobody is there to ask.
+pub(crate) fn confirmed(question: &str) -> std::io::Result<Option<bool>> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    eprint!("{question} [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(Some(matches!(answer.trim(), "y" | "Y" | "yes")))
 }
 
 /// A timestamp without its fraction and zone, which is UTC everywhere.
@@ -134,8 +169,6 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -148,5 +181,20 @@ mod tests {
         assert_eq!(moment(&value, "at"), "2026-01-02 03:04:05");
         assert_eq!(headline("first\nsecond", 40), "first");
         assert_eq!(headline("abcdef", 4), "abc…");
+        assert_eq!(items(&json!({"items": [1, 2]})).len(), 2);
+        assert!(items(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn spans_are_told_in_two_units_at_most() {
+        for (seconds, text) in [
+            (0.4, "0s"),
+            (59.9, "59s"),
+            (7_503.0, "2h 5m"),
+            (90_061.0, "1day 1h"),
+            (-1.0, "0s"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
     }
 }

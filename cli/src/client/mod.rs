@@ -5,8 +5,10 @@ mod stream;
 use std::path::Path;
 use std::time::Duration;
 
+use chrono::{DateTime, FixedOffset};
 use longshore_base::Secret;
 use longshore_base::ids::random_uuid;
+use reqwest::header::DATE;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -82,7 +84,9 @@ pub(crate) enum ClientError {
         source: reqwest::Error,
     },
     /// An answer without the time.
-    #[error("the server at {address} does not tell the time: give one in RFC 3339 instead of a duration")]
+    #[error(
+        "the server at {address} does not tell the time: give one in RFC 3339 instead of a duration"
+    )]
     NoTime {
         /// Who answered.
         address: String,
@@ -101,6 +105,22 @@ pub(crate) enum ClientError {
 }
 
 impl ClientError {
+    /// Whether the same request may succeed in a moment, without anybody doing anything.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } => true,
+            Self::Refused { status, .. } => status.is_server_error(),
+            Self::NoAddress { .. }
+            | Self::BadAddress(_)
+            | Self::NotAllowed { .. }
+            | Self::NotFound { .. }
+            | Self::Shape { .. }
+            | Self::NoTime { .. }
+            | Self::TooFar
+            | Self::Waited { .. } => false,
+        }
+    }
+
     /// The exit code of a command that ends with it.
     pub(crate) fn exit(&self) -> Exit {
         match self {
@@ -164,6 +184,39 @@ impl Client {
     ) -> Result<T, ClientError> {
         self.answer(self.request(Method::GET, path).query(query))
             .await
+    }
+
+    /// All parts of a list, as one.
+    pub(crate) async fn list(&self, path: &str) -> Result<Value, ClientError> {
+        let mut items = Vec::new();
+        let mut query = Vec::new();
+        loop {
+            let mut page: Value = self.get(path, &query).await?;
+            if let Some(Value::Array(part)) = page.get_mut("items").map(Value::take) {
+                items.extend(part);
+            }
+            match page.get("next_cursor").and_then(Value::as_str) {
+                Some(cursor) => query = vec![("cursor", cursor.to_owned())],
+                None => return Ok(json!({"items": items, "next_cursor": null})),
+            }
+        }
+    }
+
+    /// What the server's clock says. The operator's own may be wrong, and would then hold something for the wrong time.
+    pub(crate) async fn now(&self) -> Result<DateTime<FixedOffset>, ClientError> {
+        let response = self.send(self.request(Method::GET, "/livez")).await?;
+        response
+            .headers()
+            .get(DATE)
+            .and_then(|date| DateTime::parse_from_rfc2822(date.to_str().ok()?).ok())
+            .ok_or_else(|| ClientError::NoTime {
+                address: self.address.clone(),
+            })
+    }
+
+    /// Where the server is.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// POST with a JSON body, under a key of its own: whatever between here and the server sends it again, it is done

@@ -4,9 +4,12 @@
 pub(crate) mod api;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod holds;
 pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod openapi;
+pub(crate) mod queues;
 pub(crate) mod up;
 pub(crate) mod worker;
+pub(crate) mod workers;
 pub(crate) mod workspaces;

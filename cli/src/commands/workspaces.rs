@@ -1,6 +1,5 @@
 //! `longshore workspaces`: create, look at and delete workspaces.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
@@ -12,7 +11,8 @@ use super::jobs;
 use crate::client::{Client, ClientError, StreamItem};
 use crate::exit::Exit;
 use crate::output::{
-    OutputArgs, Waiting, headline, print_fields, print_json, print_line, print_table, text,
+    OutputArgs, Waiting, confirmed, headline, print_fields, print_json, print_line, print_table,
+    text,
 };
 use crate::settings::client::ClientSettings;
 use crate::settings::parse;
@@ -279,7 +279,12 @@ async fn delete(client: &Client, id: &str, yes: bool, json: bool) -> anyhow::Res
             if text(&body, "status") == "confirmation_required" =>
         {
             let names = children(&body);
-            if !confirmed(&names)? {
+            let question = format!(
+                "It has {} sub-workspaces ({}). Delete them too?",
+                names.len(),
+                names.join(", ")
+            );
+            if confirmed(&question)? != Some(true) {
                 eprintln!(
                     "nothing was deleted; it has {} sub-workspaces ({}): repeat with --yes to delete them too",
                     names.len(),
@@ -312,21 +317,6 @@ fn children(body: &Value) -> Vec<String> {
         .flatten()
         .map(|child| text(child, "name"))
         .collect()
-}
-
-fn confirmed(names: &[String]) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Ok(false);
-    }
-    eprint!(
-        "It has {} sub-workspaces ({}). Delete them too? [y/N] ",
-        names.len(),
-        names.join(", ")
-    );
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 async fn logs(client: &Client, args: &LogsArgs, json: bool) -> anyhow::Result<Exit> {
