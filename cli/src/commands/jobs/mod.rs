@@ -1,17 +1,23 @@
-//! `longshore jobs`: what is waiting, running and done, and why.
+//! `longshore jobs`: what is waiting, running and done, and why; and what to do about it.
+
+mod act;
+mod filter;
 
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use self::act::{ActArgs, Action};
 use crate::client::{Client, ClientError, StreamItem};
 use crate::exit::Exit;
 use crate::output::{
-    OutputArgs, Waiting, headline, moment, print_fields, print_json, print_line, print_table, text,
+    OutputArgs, Waiting, headline, items, moment, print_fields, print_json, print_line,
+    print_table, text,
 };
 use crate::settings::client::ClientSettings;
 use crate::settings::parse;
+use crate::when::When;
 
 /// States a job never leaves.
 const TERMINAL: [&str; 4] = ["succeeded", "dead", "cancelled", "superseded"];
@@ -44,14 +50,12 @@ enum JobsCommand {
         #[arg(long, value_name = "SECONDS", value_parser = parse::seconds)]
         timeout: Option<Duration>,
     },
-    /// Cancel a job: at once while it waits, by asking its worker while it runs.
-    Cancel {
-        /// The job's id.
-        id: String,
-        /// Why, for its history.
-        #[arg(long)]
-        reason: Option<String>,
-    },
+    /// Cancel jobs: at once while they wait, by asking their worker while they run.
+    Cancel(ActArgs),
+    /// Run dead jobs again (or cancelled ones).
+    Retry(ActArgs),
+    /// Put dead jobs away (or waiting ones, which then never run).
+    Discard(ActArgs),
 }
 
 #[derive(Args, Debug)]
@@ -74,12 +78,12 @@ struct ListArgs {
     /// Only jobs whose last error contains this.
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
-    /// Only jobs created before this moment (RFC 3339).
-    #[arg(long, value_name = "TIME")]
-    older_than: Option<String>,
-    /// Only jobs created after this moment (RFC 3339).
-    #[arg(long, value_name = "TIME")]
-    newer_than: Option<String>,
+    /// Only jobs created before this: how long ago, such as 1h, or a time in RFC 3339.
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    older_than: Option<When>,
+    /// Only jobs created after this: how long ago, such as 1h, or a time in RFC 3339.
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    newer_than: Option<When>,
     /// How many, 1 to 500.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=500))]
     limit: u16,
@@ -104,7 +108,9 @@ pub(crate) async fn run(args: JobsArgs) -> anyhow::Result<Exit> {
             }
             Ok(exit_of(&job))
         }
-        JobsCommand::Cancel { id, reason } => cancel(&client, &id, reason, json).await,
+        JobsCommand::Cancel(act) => act::run(&client, Action::Cancel, &act, json).await,
+        JobsCommand::Retry(act) => act::run(&client, Action::Retry, &act, json).await,
+        JobsCommand::Discard(act) => act::run(&client, Action::Discard, &act, json).await,
     }
 }
 
@@ -183,6 +189,9 @@ fn progress(event: &str, data: &Value) -> Option<String> {
         }
         "progress" => {
             let step = text(data, "step");
+            if let Some(counted) = act::counted(&text(data, "message")) {
+                return Some(counted);
+            }
             match (text(data, "message"), text(data, "percent")) {
                 (message, _) if !message.is_empty() => Some(format!("{step}: {message}")),
                 (_, percent) if !percent.is_empty() => Some(format!("{step}: {percent} %")),
@@ -207,8 +216,6 @@ async fn list(client: &Client, filter: &ListArgs, json: bool) -> anyhow::Result<
         ("workspace_id", &filter.workspace),
         ("tenant", &filter.tenant),
         ("error", &filter.error),
-        ("older_than", &filter.older_than),
-        ("newer_than", &filter.newer_than),
         ("cursor", &filter.cursor),
     ];
     for (name, value) in filters {
@@ -216,16 +223,20 @@ async fn list(client: &Client, filter: &ListArgs, json: bool) -> anyhow::Result<
             query.push((name, value.clone()));
         }
     }
+    let moments = [
+        ("older_than", filter.older_than),
+        ("newer_than", filter.newer_than),
+    ];
+    for (name, when) in moments {
+        if let Some(when) = when {
+            query.push((name, when.ago(client).await?));
+        }
+    }
     let page: Value = client.get("/jobs", &query).await?;
     if json {
         print_json(&page);
         return Ok(Exit::Done);
     }
-    let jobs = page
-        .get("items")
-        .and_then(Value::as_array)
-        .map(Vec::as_slice)
-        .unwrap_or_default();
     print_table(
         [
             "ID",
@@ -236,7 +247,7 @@ async fn list(client: &Client, filter: &ListArgs, json: bool) -> anyhow::Result<
             "WORKSPACE",
             "NOTE",
         ],
-        jobs.iter().map(|job| {
+        items(&page).iter().map(|job| {
             [
                 text(job, "id"),
                 text(job, "kind"),
@@ -306,29 +317,10 @@ async fn get(client: &Client, id: &str, json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn cancel(
-    client: &Client,
-    id: &str,
-    reason: Option<String>,
-    json: bool,
-) -> anyhow::Result<Exit> {
-    let body = match reason {
-        Some(reason) => json!({"reason": reason}),
-        None => json!({}),
-    };
-    let job: Value = client.post(&format!("/jobs/{id}/cancel"), &body).await?;
-    if json {
-        print_json(&job);
-    } else if text(&job, "state") == "running" {
-        print_line(&format!("job {id} was asked to stop"));
-    } else {
-        print_line(&format!("job {id} cancelled"));
-    }
-    Ok(Exit::Done)
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
