@@ -19,7 +19,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, completions, config, holds, jobs, migrate, openapi, queues, up, worker, workers,
+    api, completions, config, holds, jobs, migrate, openapi, queues, top, up, worker, workers,
     workspaces,
 };
 use exit::Exit;
@@ -62,6 +62,8 @@ enum Command {
     Hold(holds::HoldArgs),
     /// Look at workers, and keep one from taking jobs.
     Workers(workers::WorkersArgs),
+    /// Watch queues, workers and failures as they change.
+    Top(top::TopArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -115,6 +117,7 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Holds(args) => Box::pin(holds::run(args)).await,
             Command::Hold(args) => Box::pin(holds::run_hold(args)).await,
             Command::Workers(args) => Box::pin(workers::run(args)).await,
+            Command::Top(args) => Box::pin(top::run(args)).await,
             Command::Completions(args) => Ok(completions::run(&args, definition.clone())),
         }
     });

@@ -9,6 +9,7 @@ pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod openapi;
 pub(crate) mod queues;
+pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod worker;
 pub(crate) mod workers;
