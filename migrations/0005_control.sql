@@ -49,7 +49,7 @@ CREATE TABLE queue_clocks (
     virtual_time double precision NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
 
--- How many admitted jobs this worker wants waiting for it, by queue: {"provision@…": 16}.
+-- How many admitted jobs this worker wants ahead of its slots, and how many slots it has, by queue: {"provision@…": [1, 8]}.
 ALTER TABLE workers ADD COLUMN windows jsonb NOT NULL DEFAULT '{}';
 
 DROP INDEX jobs_ready_idx;

@@ -158,8 +158,8 @@ fn fresh_name(host: &str) -> String {
     )
 }
 
-/// Admitted jobs wanted, by queue.
-type Windows = BTreeMap<String, usize>;
+/// Admitted jobs wanted ahead, and slots, by queue.
+type Windows = BTreeMap<String, [usize; 2]>;
 
 /// A running engine.
 pub struct Engine {
@@ -479,9 +479,9 @@ impl Shared {
     /// Whether a window has changed by more than a quarter since it was last written.
     fn is_worth_writing(&self, windows: &Windows) -> bool {
         let written = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        windows.iter().any(|(queue, size)| {
-            let before = written.get(queue).copied().unwrap_or(0);
-            before.abs_diff(*size) * 4 > before
+        windows.iter().any(|(queue, [ahead, slots])| {
+            let [before, slots_before] = written.get(queue).copied().unwrap_or_default();
+            before.abs_diff(*ahead) * 4 > before || slots_before != *slots
         })
     }
 

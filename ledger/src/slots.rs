@@ -2,7 +2,7 @@
 //!
 //! The window must be large enough that a slot never waits for a job, and as small as that allows: what stands in it has
 //! been chosen, and nobody can be chosen before it any more. So it follows from how long runs take: what the slots will
-//! use up in [`AHEAD`], never more than twice the slots.
+//! use up in [`AHEAD`], never more than twice the slots. Admission adds the slots that are free.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::{KindSpec, Kinds};
 
 /// Time within which a claimed job's place in the window is surely filled again.
-const AHEAD: Duration = Duration::from_millis(100);
+const AHEAD: Duration = Duration::from_millis(25);
 /// Weight of the newest run in the mean, as one in this many.
 const SMOOTHING: u64 = 8;
 
@@ -95,9 +95,12 @@ impl Slots {
         slots.mean_micros.store(next.max(1), Ordering::Relaxed);
     }
 
-    /// Admitted jobs of a kind this worker wants waiting for it, in each of its queues.
-    pub(crate) fn window(&self, kind: &str) -> usize {
-        self.0.get(kind).map_or(0, KindSlots::window)
+    /// Admitted jobs of a kind this worker wants waiting for it, in each of its queues, beside those it has slots free
+    /// for; and its slots.
+    pub(crate) fn window(&self, kind: &str) -> [usize; 2] {
+        self.0
+            .get(kind)
+            .map_or([0, 0], |slots| [slots.window(), slots.size().wanted])
     }
 }
 
@@ -155,15 +158,13 @@ mod tests {
     #[test]
     fn the_window_shrinks_with_the_length_of_runs() {
         let slots = slots(8);
-        assert_eq!(slots.window("test"), 16, "nothing is known yet");
-        for _ in 0..50 {
-            slots.record("test", Duration::from_millis(200));
+        assert_eq!(slots.window("test"), [16, 8], "nothing is known yet");
+        for (millis, window) in [(50, 4), (100, 2), (60_000, 1)] {
+            for _ in 0..100 {
+                slots.record("test", Duration::from_millis(millis));
+            }
+            assert_eq!(slots.window("test"), [window, 8]);
         }
-        assert_eq!(slots.window("test"), 4);
-        for _ in 0..100 {
-            slots.record("test", Duration::from_secs(60));
-        }
-        assert_eq!(slots.window("test"), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+#[expect(dead_code, reason = "some of it is for the other tests")]
 mod rig;
 
 use std::time::Duration;

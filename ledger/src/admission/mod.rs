@@ -203,9 +203,16 @@ pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerErro
         Room,
         r#"WITH control AS (
                SELECT scope, value FROM queue_controls WHERE ended_at IS NULL AND (until IS NULL OR until > longshore_now())
+           ), wanted AS (
+               SELECT coalesce(sum((windows -> $1 ->> 0)::bigint), 0)::bigint AS ahead,
+                      coalesce(sum((windows -> $1 ->> 1)::bigint), 0)::bigint AS slots
+               FROM workers WHERE NOT draining
            )
            SELECT (SELECT count(*) FROM jobs WHERE queue = $1 AND state = 'queued') AS "queued!",
-                  (SELECT coalesce(sum((windows ->> $1)::bigint), 0)::bigint FROM workers WHERE NOT draining) AS "window!",
+                  (SELECT CASE WHEN ahead < slots
+                          THEN ahead + greatest(0, slots - (SELECT count(*) FROM jobs WHERE queue = $1 AND state = 'running'))
+                          ELSE ahead END
+                   FROM wanted) AS "window!",
                   EXISTS (SELECT 1 FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'time'
                           AND run_at <= longshore_now()) AS "due!",
                   EXISTS (SELECT 1 FROM control WHERE scope = 'all' OR (scope IN ('queue', 'kind') AND value = $2)

@@ -10,8 +10,8 @@ use longshore_base::testing::TestDatabase;
 use longshore_base::{JobId, Secret, ids, pools::Pools, schema};
 use longshore_ledger::{
     Admitter, Backoff, Engine, EngineConfig, Executor, HintConfig, Hints, HookError, Hooks, Jitter,
-    KindSpec, Kinds, NewJob, Policy, RunContext, TerminalJob, Verdict, enqueue, enqueue_many,
-    inspect,
+    KindSpec, Kinds, NewJob, Policy, Revival, RunContext, TerminalJob, Verdict, enqueue,
+    enqueue_many, inspect,
 };
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::Notify;
@@ -85,6 +85,18 @@ impl Hooks for TestHooks {
         self.0.lock().unwrap().push((job.id, job.outcome.as_str()));
         Ok(())
     }
+
+    async fn on_retry(
+        &self,
+        _: &mut PgConnection,
+        job: &TerminalJob,
+    ) -> Result<Revival, HookError> {
+        Ok(if job.args["final"] == true {
+            Revival::Refused("it was final".into())
+        } else {
+            Revival::Allowed
+        })
+    }
 }
 
 pub(crate) struct Rig {
@@ -108,7 +120,12 @@ fn redis_url() -> String {
 
 impl Rig {
     pub(crate) async fn start(behaviour: Behaviour) -> Self {
-        Self::build(behaviour, redis_url()).await
+        Self::build(behaviour, redis_url(), 10).await
+    }
+
+    /// With so many runs at once.
+    pub(crate) async fn with_slots(behaviour: Behaviour, slots: usize) -> Self {
+        Self::build(behaviour, redis_url(), slots).await
     }
 
     pub(crate) async fn start_hooked(behaviour: Behaviour) -> Self {
@@ -120,10 +137,10 @@ impl Rig {
     }
 
     pub(crate) async fn with_redis(behaviour: Behaviour, url: &str) -> Self {
-        Self::build(behaviour, url.to_owned()).await
+        Self::build(behaviour, url.to_owned(), 10).await
     }
 
-    async fn build(behaviour: Behaviour, redis: String) -> Self {
+    async fn build(behaviour: Behaviour, redis: String, slots: usize) -> Self {
         let database = TestDatabase::create(&schema::MIGRATOR).await;
         let pool = database.pool().clone();
         let pools = Pools {
@@ -151,7 +168,7 @@ impl Rig {
             },
             timeout: Duration::from_secs(20),
             deadline: Duration::from_secs(24 * 3600),
-            concurrency: 10,
+            concurrency: slots,
         };
         let kinds = Kinds::default()
             .with(KindSpec {
@@ -223,6 +240,27 @@ impl Rig {
         tx.commit().await.unwrap();
         self.admitter.poke(&enqueued.queue);
         enqueued.job_id
+    }
+
+    /// Several at once, in one transaction.
+    pub(crate) async fn enqueue_all(&self, template: &NewJob, keys: &[String]) -> Vec<JobId> {
+        let mut tx = self.pool().begin().await.unwrap();
+        let ids = enqueue_many(&mut tx, template, keys).await.unwrap();
+        tx.commit().await.unwrap();
+        self.admitter.poke(&template.queue);
+        ids
+    }
+
+    pub(crate) fn poke(&self, queue: &str) {
+        self.admitter.poke(queue);
+    }
+
+    /// A number from the database.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql)
+            .fetch_one(self.pool())
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn enqueue_many(&self, keys: &[String]) -> Vec<JobId> {
@@ -309,12 +347,18 @@ pub(crate) fn new_job(key: &str) -> NewJob {
 }
 
 pub(crate) trait NewJobExt {
+    fn of_tenant(self, tenant: &str) -> Self;
     fn with_dedupe(self, key: &str) -> Self;
     fn delayed(self, by: Duration) -> Self;
     fn hooked(self) -> Self;
 }
 
 impl NewJobExt for NewJob {
+    fn of_tenant(mut self, tenant: &str) -> Self {
+        self.tenant = tenant.into();
+        self
+    }
+
     fn with_dedupe(mut self, key: &str) -> Self {
         self.dedupe_key = Some(key.into());
         self
