@@ -5,6 +5,7 @@
 //! and a line in [`registry`].
 
 pub mod bulk;
+pub mod conflicts;
 pub mod place;
 pub mod provision;
 pub mod registry;

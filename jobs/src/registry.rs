@@ -8,7 +8,7 @@ use longshore_fleet::Fleet;
 use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 
 use crate::place::{self, NOWHERE};
-use crate::{bulk, provision, stop};
+use crate::{bulk, conflicts, provision, stop};
 
 /// How much of each kind one worker does at once.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,7 @@ pub struct JobsConfig {
 #[must_use]
 pub fn kinds(config: JobsConfig) -> Kinds {
     Kinds::default()
+        .with_conflicts(&conflicts::TABLE)
         .with(KindSpec {
             name: provision::KIND,
             args_versions: provision::ARGS_VERSIONS,

@@ -262,6 +262,7 @@ pub(crate) struct LiveJob {
     pub(crate) kind: String,
     pub(crate) queue: String,
     pub(crate) state: State,
+    pub(crate) backing_off: bool,
     workspace_id: Option<WorkspaceId>,
     args: serde_json::Value,
     args_version: i16,
@@ -293,7 +294,7 @@ pub(crate) async fn lock(
     token: Option<Uuid>,
 ) -> Result<Option<LiveJob>, LedgerError> {
     let row = sqlx::query!(
-        r#"SELECT kind, queue, state AS "state: State", workspace_id, args, args_version, keys, attempt, crashes, max_attempts,
+        r#"SELECT kind, queue, state AS "state: State", backing_off, workspace_id, args, args_version, keys, attempt, crashes, max_attempts,
                worker, errors, cancel_requested
            FROM jobs WHERE id = $1 AND ($2::uuid IS NULL OR (token = $2 AND state = 'running')) FOR UPDATE"#,
         id.0,
@@ -312,6 +313,7 @@ pub(crate) async fn lock(
         kind: row.kind,
         queue: row.queue,
         state: row.state,
+        backing_off: row.backing_off,
         workspace_id: row.workspace_id.map(WorkspaceId),
         args: row.args,
         args_version: row.args_version,

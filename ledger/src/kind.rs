@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::PgConnection;
 
-use crate::{Policy, RunContext, TerminalJob, Verdict};
+use crate::{Conflict, Older, Policy, Resolution, RunContext, TerminalJob, Verdict};
 
 /// A hook failed; its transaction is rolled back and the end of the job is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -83,30 +83,49 @@ pub struct KindSpec {
 
 /// The kinds a process knows, by name.
 #[derive(Clone, Default)]
-pub struct Kinds(BTreeMap<&'static str, KindSpec>);
+pub struct Kinds {
+    specs: BTreeMap<&'static str, KindSpec>,
+    conflicts: &'static [Conflict],
+}
 
 impl Kinds {
     /// Adds one; a later registration of the same name replaces the earlier.
     #[must_use]
     pub fn with(mut self, spec: KindSpec) -> Self {
-        self.0.insert(spec.name, spec);
+        self.specs.insert(spec.name, spec);
         self
+    }
+
+    /// Says what newer jobs do to older ones of the same key.
+    #[must_use]
+    pub fn with_conflicts(mut self, table: &'static [Conflict]) -> Self {
+        self.conflicts = table;
+        self
+    }
+
+    /// What happens to an older job when a newer one is asked for; what stands in no cell waits.
+    #[must_use]
+    pub fn resolution(&self, newer: &str, older: &str, when: Older) -> Resolution {
+        self.conflicts
+            .iter()
+            .find(|cell| (cell.newer, cell.older, cell.when) == (newer, older, when))
+            .map_or(Resolution::Wait, |cell| cell.then)
     }
 
     /// The specification of a kind this process knows.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&KindSpec> {
-        self.0.get(name)
+        self.specs.get(name)
     }
 
     /// All of them, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &KindSpec> {
-        self.0.values()
+        self.specs.values()
     }
 }
 
 impl std::fmt::Debug for Kinds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.specs.keys()).finish()
     }
 }

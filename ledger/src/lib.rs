@@ -22,6 +22,7 @@ mod beat;
 pub mod bulk;
 mod cancel;
 mod claim;
+mod conflicts;
 pub mod control;
 mod engine;
 mod enqueue;
@@ -44,6 +45,7 @@ mod verdict;
 
 pub use admission::Admitter;
 pub use cancel::{CancelOutcome, cancel};
+pub use conflicts::{Conflict, Older, Resolution, resolve_conflicts};
 pub use engine::{Engine, EngineConfig, EngineError, EngineHealth};
 pub use enqueue::{Enqueued, NewJob, enqueue, enqueue_many};
 pub use fence::{Fenced, FencedTx};

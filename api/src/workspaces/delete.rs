@@ -82,7 +82,7 @@ pub(crate) async fn delete(
             "workspace changed meanwhile — please retry",
         ));
     }
-    let jobs = stop::request_removal(&mut tx, &removed, &caller.name())
+    let removal = stop::request_removal(&mut tx, &state.kinds, &removed, &caller.name())
         .await
         .map_err(|error| ApiError::internal(FAILED, error))?;
     tx.commit()
@@ -91,11 +91,11 @@ pub(crate) async fn delete(
     for id in removed.ids() {
         state.fleet.presence.clear(id).await;
     }
-    for job in &jobs {
-        state.admitter.poke(&job.queue);
+    for queue in &removal.pokes {
+        state.admitter.poke(queue);
     }
     state.bus.poke();
-    answer(state, &removed, &jobs).await
+    answer(state, &removed, &removal.jobs).await
 }
 
 async fn check_no_children(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {

@@ -10,8 +10,8 @@ use longshore_backends::{BackendError, Backends, StopTarget, VolumeScope};
 use longshore_base::WorkspaceId;
 use longshore_fleet::workspace::{RemovedSet, RemovedWorkspace, organisation_root};
 use longshore_ledger::{
-    Backoff, Enqueued, Executor, Jitter, JobError, LedgerError, NewJob, Policy, RunContext,
-    Verdict, enqueue,
+    Backoff, Enqueued, Executor, Jitter, JobError, Kinds, LedgerError, NewJob, Policy, RunContext,
+    Verdict, enqueue, resolve_conflicts,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -46,24 +46,39 @@ pub struct Args {
     pub remove_volumes: bool,
 }
 
-/// Asks that what runs for removed workspaces is stopped: a job for each that can have something running.
+/// What a removal set going.
+#[must_use = "after the commit the queues must be poked"]
+#[derive(Debug, Default)]
+pub struct Removal {
+    /// The jobs that stop what runs.
+    pub jobs: Vec<Enqueued>,
+    /// Queues to poke after the commit.
+    pub pokes: Vec<String>,
+}
+
+/// Asks that what runs for removed workspaces is stopped: a job for each that can have something running. Older jobs that
+/// would bring one of them up end or are asked to.
 ///
 /// # Errors
 /// [`LedgerError`]; nothing may be committed then.
 pub async fn request_removal(
     tx: &mut PgConnection,
+    kinds: &Kinds,
     removed: &RemovedSet,
     created_by: &str,
-) -> Result<Vec<Enqueued>, LedgerError> {
-    let mut jobs = Vec::with_capacity(removed.workspaces.len());
-    for workspace in removed
-        .workspaces
-        .iter()
-        .filter(|workspace| workspace.may_have_run())
-    {
-        jobs.push(request(tx, workspace, created_by).await?);
+) -> Result<Removal, LedgerError> {
+    let mut removal = Removal::default();
+    for workspace in &removed.workspaces {
+        let keys = [workspace_key(workspace.id)];
+        let freed = resolve_conflicts(tx, kinds, KIND, &keys, created_by).await?;
+        removal.pokes.extend(freed);
+        if workspace.may_have_run() {
+            let job = request(tx, workspace, created_by).await?;
+            removal.pokes.push(job.queue.clone());
+            removal.jobs.push(job);
+        }
     }
-    Ok(jobs)
+    Ok(removal)
 }
 
 async fn request(
