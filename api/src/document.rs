@@ -8,9 +8,13 @@ use serde_json::Value;
 use crate::a2a::A2aApi;
 use crate::events::EventsApi;
 use crate::health::HealthApi;
+use crate::holds::HoldsApi;
 use crate::jobs::JobsApi;
+use crate::jobs::retry::RetryApi;
+use crate::queues::QueuesApi;
 use crate::registry::RegistryApi;
 use crate::socket::SocketApi;
+use crate::workers::WorkersApi;
 use crate::workspaces::WorkspacesApi;
 
 /// Groups of operations; client generators make a class of each.
@@ -28,6 +32,10 @@ pub(crate) enum Tag {
     Events,
     /// Work that was asked for.
     Jobs,
+    /// What operators let through: queues, their modes and limits, and holds.
+    Queues,
+    /// Who does the work.
+    Workers,
 }
 
 /// All resources. poem-openapi joins at most 16 in a tuple, so a resource is a domain and not a path.
@@ -39,6 +47,10 @@ type Apis = (
     EventsApi,
     SocketApi,
     JobsApi,
+    RetryApi,
+    QueuesApi,
+    HoldsApi,
+    WorkersApi,
 );
 
 /// The operations; nothing in here needs a service to be there.
@@ -51,6 +63,10 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         EventsApi,
         SocketApi,
         JobsApi,
+        RetryApi,
+        QueuesApi,
+        HoldsApi,
+        WorkersApi,
     );
     OpenApiService::new(
         apis,

@@ -125,7 +125,7 @@ fn refuse_unknown_query(matched: &Matched, request: &Request) -> ApiResult<()> {
         return Ok(());
     };
     let mut seen = Vec::new();
-    for (name, _) in url::form_urlencoded::parse(query.as_bytes()) {
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         if !known.contains(&name.as_ref()) {
             return Err(
                 ApiError::bad_request("unknown query parameter").detail(format!(
@@ -141,6 +141,14 @@ fn refuse_unknown_query(matched: &Matched, request: &Request) -> ApiResult<()> {
         if seen.contains(&name) {
             return Err(ApiError::bad_request("repeated query parameter")
                 .detail(format!("query parameter `{name}` is given twice")));
+        }
+        // Postgres stores no such text, so nothing can be found by it.
+        if value.contains('\0') {
+            return Err(
+                ApiError::bad_request(format!("invalid {name}")).detail(format!(
+                    "query parameter `{name}` contains the character NUL"
+                )),
+            );
         }
         seen.push(name);
     }

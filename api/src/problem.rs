@@ -9,6 +9,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use longshore_fleet::FleetError;
+use longshore_ledger::LedgerError;
 use poem::error::{
     MethodNotAllowedError, NotFoundError, ReadBodyError, ResponseError, UpgradeError,
     WebSocketError,
@@ -142,6 +143,19 @@ impl ApiError {
             FleetError::Event(_) | FleetError::Unseal(_) | FleetError::NoWorkspace(_) => {
                 Self::internal(failed, error)
             }
+        }
+    }
+
+    /// What the ledger said, likewise.
+    pub(crate) fn ledger(error: LedgerError, failed: &'static str) -> Self {
+        match error {
+            LedgerError::Database { source, .. } if is_unreachable(&source) => {
+                Self::datastore(source)
+            }
+            LedgerError::Database { .. }
+            | LedgerError::Unreadable { .. }
+            | LedgerError::Hook { .. }
+            | LedgerError::Cursor => Self::internal(failed, error),
         }
     }
 

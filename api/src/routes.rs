@@ -104,6 +104,9 @@ const fn open(verb: Verb, path: &'static str) -> Route {
     route(verb, path, Class::Open)
 }
 
+/// Of changes that set something.
+const STAYS_SO: Repeat = Harmless("what it sets stays so");
+
 impl Route {
     const fn strict(self, query: &'static [&'static str]) -> Self {
         Self {
@@ -194,6 +197,23 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/jobs/{job_id}", Class::Job).strict(&[]),
     route(Verb::Get, "/jobs/{job_id}/events", Class::Job).strict(&[]),
     post("/jobs/{job_id}/cancel", Class::Admin, Keyed).strict(&[]),
+    post("/jobs/{job_id}/retry", Class::Admin, Keyed).strict(&[]),
+    post("/jobs/{job_id}/discard", Class::Admin, Keyed).strict(&[]),
+    route(Verb::Get, "/queues", Class::Admin).strict(&["limit", "cursor"]),
+    route(Verb::Get, "/queues/{name}", Class::Admin).strict(&[]),
+    route(Verb::Patch, "/queues/{name}", Class::Admin).strict(&[]),
+    post("/queues/{name}/pause", Class::Admin, STAYS_SO).strict(&[]),
+    post("/queues/{name}/drain", Class::Admin, STAYS_SO).strict(&["wait"]),
+    post("/queues/{name}/reject", Class::Admin, STAYS_SO).strict(&[]),
+    post("/queues/{name}/resume", Class::Admin, STAYS_SO).strict(&[]),
+    route(Verb::Get, "/holds", Class::Admin).strict(&["limit", "cursor"]),
+    post("/holds", Class::Admin, Keyed).strict(&[]),
+    route(Verb::Get, "/holds/{hold_id}", Class::Admin).strict(&[]),
+    route(Verb::Delete, "/holds/{hold_id}", Class::Admin).strict(&["reason"]),
+    route(Verb::Get, "/workers", Class::Admin).strict(&["limit", "cursor"]),
+    route(Verb::Get, "/workers/{name}", Class::Admin).strict(&[]),
+    post("/workers/{name}/drain", Class::Admin, STAYS_SO).strict(&[]),
+    post("/workers/{name}/undrain", Class::Admin, STAYS_SO).strict(&[]),
 ];
 
 /// All routes.
@@ -286,10 +306,22 @@ fn read_ids(route: &'static Route, path: &str) -> ApiResult<Matched> {
                     .map_err(|_| ApiError::bad_request("invalid job id"))?;
                 matched.job_id = Some(id);
             }
+            "{hold_id}" => {
+                segment
+                    .parse::<uuid::Uuid>()
+                    .map_err(|_| ApiError::bad_request("invalid hold id"))?;
+            }
+            "{name}" if !is_plain(segment) => return Err(ApiError::bad_request("invalid name")),
             _ => {}
         }
     }
     Ok(matched)
+}
+
+/// Names of queues and workers are words of these characters.
+fn is_plain(name: &str) -> bool {
+    name.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 fn is_parameter(segment: &str) -> bool {
@@ -333,7 +365,10 @@ mod tests {
                 .filter(|segment| is_parameter(segment))
             {
                 assert!(
-                    matches!(segment, "{id}" | "{workspace_id}" | "{job_id}"),
+                    matches!(
+                        segment,
+                        "{id}" | "{workspace_id}" | "{job_id}" | "{hold_id}" | "{name}"
+                    ),
                     "{segment} of {} is not checked",
                     route.path
                 );
@@ -360,6 +395,8 @@ mod tests {
                 400,
             ),
             (Method::GET, "/jobs/nope", 400),
+            (Method::DELETE, "/holds/nope", 400),
+            (Method::GET, "/queues/a%00b", 400),
         ] {
             let error = find(&method, path).unwrap_err();
             assert_eq!(error.status().as_u16(), status, "{path}");

@@ -7,7 +7,7 @@ use longshore_fleet::connection::{Connection, issue_connection};
 use longshore_fleet::memories::MemorySeed;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::{
-    CreateError, NewWorkspace, Position, Workspace, create_workspace,
+    CreateError, NewWorkspace, Position, Workspace, create_workspace, organisation_root,
 };
 use longshore_jobs::provision;
 use longshore_ledger::Enqueued;
@@ -22,6 +22,7 @@ use crate::body::JsonRequest;
 use crate::client::public_base_url;
 use crate::idempotency::{IdempotencyKey, Idempotent};
 use crate::problem::{ApiError, ApiResult};
+use crate::queues::require_accepted;
 use crate::state::ApiState;
 
 const FAILED: &str = "failed to create workspace";
@@ -201,6 +202,11 @@ pub(crate) async fn create(
             let enqueued = provision::request(tx, &workspace, cause, &caller.name())
                 .await
                 .map_err(|error| ApiError::internal(FAILED, error))?;
+            let tenant = organisation_root(tx, workspace.id)
+                .await
+                .map_err(|error| ApiError::fleet(error, FAILED))?
+                .to_string();
+            require_accepted(tx, &enqueued.queue, &tenant, Some(workspace.id), FAILED).await?;
             let answer = managed(&workspace, &enqueued);
             Ok((answer, (workspace, Some(enqueued.queue))))
         })

@@ -9,6 +9,7 @@ mod view;
 use longshore_base::WorkspaceId;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::{Workspace, find_workspace, list_workspaces, patch_workspace};
+use longshore_ledger::inspect::waiting_workspaces;
 use poem::Request;
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Header, Path, Query};
@@ -64,9 +65,15 @@ impl WorkspacesApi {
         let rows = list_workspaces(&mut conn)
             .await
             .map_err(|error| ApiError::fleet(error, FAILED))?;
+        let mut waiting = waiting_workspaces(&mut conn, None)
+            .await
+            .map_err(|error| ApiError::ledger(error, FAILED))?;
         Ok(Json(
             rows.into_iter()
-                .map(|row| WorkspaceEntry::new(&state.fleet, row))
+                .map(|row| {
+                    let waiting = waiting.remove(&row.id);
+                    WorkspaceEntry::new(&state.fleet, row, waiting)
+                })
                 .collect(),
         ))
     }
@@ -88,13 +95,19 @@ impl WorkspacesApi {
         /// `true` shows a removed one too.
         include_removed: Query<Option<String>>,
     ) -> ApiResult<Json<WorkspaceDetail>> {
-        let workspace = load(&state, WorkspaceId(id.0), FAILED).await?;
+        let id = WorkspaceId(id.0);
+        let workspace = load(&state, id, FAILED).await?;
         if workspace.status == WorkspaceStatus::Removed
             && include_removed.0.as_deref() != Some("true")
         {
             return Err(removed(&workspace));
         }
-        Ok(Json(WorkspaceDetail::new(&state.fleet, workspace)))
+        let mut conn = state.connection(FAILED).await?;
+        let waiting = waiting_workspaces(&mut conn, Some(id))
+            .await
+            .map_err(|error| ApiError::ledger(error, FAILED))?
+            .remove(&id);
+        Ok(Json(WorkspaceDetail::new(&state.fleet, workspace, waiting)))
     }
 
     /// Changes fields of a workspace; those that are not named stay as they are.

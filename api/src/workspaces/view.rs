@@ -3,6 +3,7 @@
 use longshore_base::Timestamp;
 use longshore_fleet::Fleet;
 use longshore_fleet::workspace::Workspace;
+use longshore_ledger::inspect::Waiting;
 use poem_openapi::Object;
 use poem_openapi::types::Any;
 use serde_json::Value;
@@ -47,6 +48,9 @@ pub(crate) struct WorkspaceEntry {
     /// How long bringing it up may take, where its template says so.
     #[oai(skip_serializing_if_is_none)]
     provision_timeout_ms: Option<i64>,
+    /// Why its job waits, if it has one that does.
+    #[oai(nullable)]
+    waiting: Option<String>,
 }
 
 /// A workspace on its own.
@@ -81,12 +85,16 @@ pub(crate) struct WorkspaceDetail {
     /// How long bringing it up may take, where its template says so.
     #[oai(skip_serializing_if_is_none)]
     provision_timeout_ms: Option<i64>,
+    /// Why its job waits, if it has one that does.
+    #[oai(nullable)]
+    waiting: Option<String>,
 }
 
 impl WorkspaceEntry {
-    pub(crate) fn new(fleet: &Fleet, row: Workspace) -> Self {
+    pub(crate) fn new(fleet: &Fleet, row: Workspace, waiting: Option<Waiting>) -> Self {
         Self {
             provision_timeout_ms: row.provision_timeout_ms(fleet),
+            waiting: waiting.map(|waiting| waiting.text),
             id: row.id.0,
             name: row.name,
             role: row.role,
@@ -114,9 +122,10 @@ impl WorkspaceEntry {
 }
 
 impl WorkspaceDetail {
-    pub(crate) fn new(fleet: &Fleet, row: Workspace) -> Self {
+    pub(crate) fn new(fleet: &Fleet, row: Workspace, waiting: Option<Waiting>) -> Self {
         Self {
             provision_timeout_ms: row.provision_timeout_ms(fleet),
+            waiting: waiting.map(|waiting| waiting.text),
             id: row.id.0,
             name: row.name,
             role: row.role,

@@ -119,7 +119,11 @@ fn fate(route: &Route, who: Who) -> Fate {
 /// A body with which the route would do something. A new route that takes one must say so here.
 fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
     match (route.verb, route.path) {
-        (Verb::Get | Verb::Delete, _) | (Verb::Post, "/jobs/{job_id}/cancel") => None,
+        (Verb::Get | Verb::Delete, _) => None,
+        (Verb::Post, path) if takes_only_a_reason(path) => None,
+        (Verb::Post, "/jobs/bulk") => Some(json!({ "action": "retry", "dry_run": true })),
+        (Verb::Patch, "/queues/{name}") => Some(json!({ "max_running": 1 })),
+        (Verb::Post, "/holds") => Some(json!({ "scope": "engine", "value": "e", "mode": "pause" })),
         (Verb::Patch, "/workspaces/{id}") => Some(json!({ "name": "renamed" })),
         (Verb::Post, "/workspaces") => Some(json!({ "name": "new" })),
         (Verb::Post, "/workspaces/{id}/a2a") => Some(json!({ "method": "message/send" })),
@@ -135,6 +139,12 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
         }
         (verb, path) => panic!("no sample body for {verb:?} {path}"),
     }
+}
+
+fn takes_only_a_reason(path: &str) -> bool {
+    ["/jobs/{job_id}/", "/queues/{name}/", "/workers/{name}/"]
+        .iter()
+        .any(|start| path.starts_with(start))
 }
 
 /// A workspace to ask about, and who asks.
@@ -176,6 +186,8 @@ impl Scene {
             .replace("{id}", &self.target.id.to_string())
             .replace("{workspace_id}", &self.target.id.to_string())
             .replace("{job_id}", &self.job.to_string())
+            .replace("{hold_id}", &self.target.id.to_string())
+            .replace("{name}", "rest")
     }
 
     fn dress(&self, who: Who, request: RequestBuilder) -> RequestBuilder {

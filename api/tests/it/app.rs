@@ -19,7 +19,7 @@ use longshore_fleet::secrets::Sealer;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::{NewWorkspace, create_workspace};
 use longshore_fleet::{DeployMode, Fleet, FleetConfig, tokens};
-use longshore_ledger::{Admitter, HintConfig, Hints, Kinds, NewJob, enqueue};
+use longshore_ledger::{Admitter, HintConfig, Hints, KindSpec, Kinds, NewJob, enqueue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -149,7 +149,7 @@ impl TestApp {
             hub: hub.clone(),
             bus: bus.clone(),
             admitter,
-            kinds: Kinds::default(),
+            kinds: kinds(),
             backends,
             engine,
             metrics: None,
@@ -280,6 +280,18 @@ impl TestApp {
         enqueued.job_id
     }
 
+    /// A worker that reads a queue and runs nothing, written without the API.
+    pub(crate) async fn insert_worker(&self, name: &str, queue: &str) {
+        sqlx::query(
+            "INSERT INTO workers (name, host, version, kinds, queues, engine_id, slots) VALUES ($1, 'host', 'test', '[]', ARRAY[$2], 'engine-1', 4)",
+        )
+        .bind(name)
+        .bind(queue)
+        .execute(self.database.pool())
+        .await
+        .unwrap();
+    }
+
     /// Puts a workspace into a status, without the API.
     pub(crate) async fn set_status(&self, id: WorkspaceId, status: WorkspaceStatus) {
         sqlx::query("UPDATE workspaces SET status = $2 WHERE id = $1")
@@ -317,6 +329,19 @@ impl TestApp {
         })
         .await;
     }
+}
+
+/// The kinds of every process, and that of the jobs which tests write without the API.
+fn kinds() -> Kinds {
+    let real = longshore_jobs::kinds(longshore_jobs::JobsConfig {
+        provision_concurrency: 2,
+    });
+    real.with(KindSpec {
+        name: "rest",
+        args_versions: &[1],
+        policy: longshore_jobs::stop::POLICY,
+        hooks: None,
+    })
 }
 
 impl Drop for TestApp {
