@@ -6,6 +6,8 @@
 
 pub mod bulk;
 pub mod conflicts;
+#[cfg(feature = "failpoints")]
+pub mod effect;
 pub mod place;
 pub mod provision;
 pub mod registry;

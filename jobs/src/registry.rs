@@ -20,7 +20,7 @@ pub struct JobsConfig {
 /// What every process knows.
 #[must_use]
 pub fn kinds(config: JobsConfig) -> Kinds {
-    Kinds::default()
+    let kinds = Kinds::default()
         .with_conflicts(&conflicts::TABLE)
         .with(KindSpec {
             name: provision::KIND,
@@ -39,7 +39,10 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             args_versions: bulk::ARGS_VERSIONS,
             policy: bulk::POLICY,
             hooks: None,
-        })
+        });
+    #[cfg(feature = "failpoints")]
+    let kinds = kinds.with(crate::effect::spec());
+    kinds
 }
 
 /// What workers know besides.
@@ -65,6 +68,8 @@ pub fn executors(
         (provision::KIND, provision),
         (stop::KIND, stop),
         (bulk::KIND, bulk),
+        #[cfg(feature = "failpoints")]
+        (crate::effect::KIND, Arc::new(crate::effect::EffectExecutor)),
     ])
 }
 
@@ -79,5 +84,18 @@ pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
                 .map(move |place| (place::queue(kind, place), kind))
         })
         .chain(std::iter::once((bulk::KIND.to_owned(), bulk::KIND)))
+        .chain(test_queues())
         .collect()
+}
+
+#[cfg(feature = "failpoints")]
+fn test_queues() -> impl Iterator<Item = (String, &'static str)> {
+    crate::effect::PLACES
+        .iter()
+        .map(|at| (place::queue(crate::effect::KIND, at), crate::effect::KIND))
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn test_queues() -> impl Iterator<Item = (String, &'static str)> {
+    std::iter::empty()
 }

@@ -90,6 +90,23 @@ impl FencedTx {
         Ok(())
     }
 
+    /// A number that is higher in every later run of this job, and in every later run of another job that shares a key
+    /// with it: for things outside Postgres that refuse whoever comes with a lower one than they have seen. It may be
+    /// used once the commit is confirmed, which keeps it from being given again.
+    ///
+    /// It is the transaction's own number. This transaction took it while it held the job's row, so before the job could
+    /// end or be taken over; a later run begins after that.
+    ///
+    /// # Errors
+    /// [`Fenced::Database`].
+    pub async fn fencing_number(&mut self) -> Result<i64, Fenced> {
+        let id = self.id;
+        sqlx::query_scalar!(r#"SELECT pg_current_xact_id()::text::bigint AS "number!""#)
+            .fetch_one(&mut *self.tx)
+            .await
+            .map_err(|source| Fenced::Database { id, source })
+    }
+
     /// Lets the commit answer before it is on disk: for progress, which a crash may forget.
     ///
     /// # Errors
