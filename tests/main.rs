@@ -11,6 +11,7 @@ mod idempotency;
 mod jobs;
 mod postgres_restart;
 mod provision;
+mod queues;
 mod redis_outage;
 mod start;
 mod status;
