@@ -12,22 +12,20 @@ use longshore_ledger::{CancelOutcome, cancel};
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, Object, OpenApi};
-use serde::Deserialize;
 use uuid::Uuid;
 
 use self::view::{Job, JobState};
 use crate::auth::{AdminAccess, JobAccess, Principal, WorkspaceAccess};
-use crate::body::{JsonBody, JsonRequest};
+use crate::body::JsonBody;
 use crate::document::Tag;
 use crate::idempotency::{IdempotencyKey, Idempotent};
+use crate::paging;
 use crate::problem::{ApiError, ApiResult};
+use crate::reason::ChangeRequest;
 use crate::sse::EventStream;
 use crate::state::{ApiState, Shared};
 use crate::workspaces::require_live;
 
-const DEFAULT_LIMIT: i64 = 50;
-const MAX_LIMIT: i64 = 500;
-const MAX_REASON: usize = 500;
 const FAILED: &str = "query failed";
 
 /// Part of a list of jobs, newest first.
@@ -37,18 +35,6 @@ pub(crate) struct JobList {
     /// Give it back as `cursor` for the next part; null at the end.
     #[oai(nullable)]
     next_cursor: Option<String>,
-}
-
-/// A wish to cancel.
-#[derive(Deserialize, Object)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct CancelJobRequest {
-    /// Why, for the history; at most 500 characters.
-    reason: Option<String>,
-}
-
-impl JsonRequest for CancelJobRequest {
-    const MAY_BE_ABSENT: bool = true;
 }
 
 #[derive(ApiResponse)]
@@ -151,19 +137,11 @@ impl JobsApi {
         /// Makes the request safe to send again: a repetition with the same key and body gets the first answer.
         #[oai(name = "Idempotency-Key")]
         key: IdempotencyKey,
-        body: JsonBody<CancelJobRequest>,
+        body: JsonBody<ChangeRequest>,
     ) -> ApiResult<Idempotent<CancelJobResponse>> {
         const NOT_CANCELLED: &str = "failed to cancel job";
         let id = JobId(job_id.0);
-        let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
-        if reason
-            .as_ref()
-            .is_some_and(|reason| reason.chars().count() > MAX_REASON)
-        {
-            return Err(ApiError::bad_request(
-                "reason must be at most 500 characters",
-            ));
-        }
+        let reason = body.0.reason()?;
         let internal = |error| ApiError::internal(NOT_CANCELLED, error);
         let (answer, pokes) = key
             .once(&state, NOT_CANCELLED, async |tx| {
@@ -227,10 +205,7 @@ async fn list(
     limit: Option<i64>,
     cursor: Option<Uuid>,
 ) -> ApiResult<Json<JobList>> {
-    let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(ApiError::bad_request("limit must be from 1 to 500"));
-    }
+    let limit = paging::limit(limit)?;
     let cursor = cursor.map(|id| id.to_string());
     let mut conn = state.connection(FAILED).await?;
     let Page { items, next_cursor } =
