@@ -32,6 +32,9 @@ enum HoldsCommand {
     Lift {
         /// The hold's id.
         id: String,
+        /// Why, for those who wonder.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
 }
 
@@ -105,8 +108,12 @@ pub(crate) async fn run(args: HoldsArgs) -> anyhow::Result<Exit> {
             let (scope, value) = scope(&set_args);
             set(&client, scope, value, &set_args.how, json).await
         }
-        HoldsCommand::Lift { id } => {
-            let hold: Value = client.delete(&format!("/holds/{id}"), &[]).await?;
+        HoldsCommand::Lift { id, reason } => {
+            let query: Vec<_> = reason
+                .map(|reason| ("reason", reason))
+                .into_iter()
+                .collect();
+            let hold: Value = client.delete(&format!("/holds/{id}"), &query).await?;
             if json {
                 print_json(&hold);
             } else {

@@ -52,7 +52,7 @@ enum QueuesCommand {
     Reject(ChangeArgs),
     /// Undo pause, drain and reject.
     Resume(ChangeArgs),
-    /// Change how much of a queue runs.
+    /// Change how much of a queue runs: a number for each limit (0 lets nothing start), or `none` to remove it.
     Limit(LimitArgs),
 }
 
@@ -101,13 +101,9 @@ fn limit(text: &str) -> Result<Limit, String> {
     if text == "none" {
         return Ok(Limit(None));
     }
-    match text.parse() {
-        Ok(number) if number > 0 => Ok(Limit(Some(number))),
-        Ok(_) => {
-            Err("must be 1 or more, or `none`; to let nothing run, pause the queue".to_owned())
-        }
-        Err(_) => Err("must be a whole number, or `none` to remove the limit".to_owned()),
-    }
+    text.parse()
+        .map(|number| Limit(Some(number)))
+        .map_err(|_| "must be a whole number, or `none` to remove the limit".to_owned())
 }
 
 /// Runs one of them.

@@ -6,7 +6,10 @@
 )]
 
 mod client;
+mod operate;
 mod process;
 mod schema;
+mod server;
 mod settings;
+mod top;
 mod up;

@@ -4,12 +4,13 @@
 //! job of its own that is followed to its end.
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 
 use super::{exit_of, filter, filter::Filter, outcome, watch};
 use crate::client::{Client, ClientError};
 use crate::exit::Exit;
-use crate::output::{confirmed, print_json, print_line, reasoned, text};
+use crate::output::{confirmed, headline, print_json, print_line, reasoned, text};
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
@@ -41,18 +42,18 @@ impl Action {
 #[derive(Args, Debug)]
 pub(crate) struct ActArgs {
     /// The jobs' ids.
-    #[arg(value_name = "ID", required_unless_present = "filter")]
+    #[arg(value_name = "ID", required_unless_present = "where")]
     ids: Vec<String>,
-    #[arg(long = "where", value_name = "FILTER", conflicts_with = "ids", value_parser = Filter::parse, help = "Instead of ids: all jobs that match, after a count and a question", long_help = filter::HELP)]
+    #[arg(id = "where", long = "where", value_name = "FILTER", conflicts_with = "ids", value_parser = Filter::parse, help = "Instead of ids: all jobs that match, after a count and a question", long_help = filter::HELP)]
     filter: Option<Filter>,
     /// With --where: do not ask.
-    #[arg(long, short = 'y', requires = "filter")]
+    #[arg(long, short = 'y', requires = "where")]
     yes: bool,
     /// With --where: only count.
-    #[arg(long, requires = "filter", conflicts_with = "yes")]
+    #[arg(long, requires = "where", conflicts_with = "yes")]
     dry_run: bool,
-    /// Why, for the history.
-    #[arg(long, value_name = "TEXT")]
+    /// With ids: why, for the history.
+    #[arg(long, value_name = "TEXT", conflicts_with = "where")]
     reason: Option<String>,
 }
 
@@ -96,10 +97,7 @@ async fn each(client: &Client, action: Action, args: &ActArgs, json: bool) -> an
 fn done(action: Action, id: &str, job: &Value) -> String {
     match (action, text(job, "state").as_str()) {
         (Action::Cancel, "running") => format!("job {id} was asked to stop"),
-        (Action::Retry, _) => match text(job, "id") {
-            new if new.is_empty() || new == id => format!("job {id} will run again"),
-            new => format!("job {id} will run again as {new}"),
-        },
+        (Action::Retry, _) => format!("job {id} will run again"),
         _ => format!("job {id} {}", action.participle()),
     }
 }
@@ -111,31 +109,21 @@ async fn many(
     args: &ActArgs,
     json: bool,
 ) -> anyhow::Result<Exit> {
-    let filter = filter.body(client).await?;
-    let body = |more: (&str, Value)| {
-        let mut body = Map::new();
-        body.insert("action".to_owned(), json!(action.name()));
-        body.insert("filter".to_owned(), filter.clone());
-        body.insert(more.0.to_owned(), more.1);
-        if let Some(reason) = &args.reason {
-            body.insert("reason".to_owned(), json!(reason));
-        }
-        Value::Object(body)
-    };
-    let plan: Value = client
-        .post("/jobs/bulk", &body(("dry_run", json!(true))))
-        .await?;
+    let count = json!({
+        "action": action.name(), "filter": filter.body(client).await?, "dry_run": true,
+    });
+    let plan: Value = client.post("/jobs/bulk", &count).await?;
     let matched = plan.get("matched").and_then(Value::as_u64).unwrap_or(0);
     if args.dry_run || matched == 0 {
         if json {
             print_json(&plan);
         } else {
-            print_line(&counted_plan(action, matched, &plan));
+            print_line(&told_plan(client, action, matched, &plan).await);
         }
         return Ok(Exit::Done);
     }
     if !args.yes {
-        eprintln!("{}", counted_plan(action, matched, &plan));
+        eprintln!("{}", told_plan(client, action, matched, &plan).await);
         let question = format!("{} {matched} jobs?", capital(action.name()));
         match confirmed(&question)? {
             Some(true) => {}
@@ -153,11 +141,9 @@ async fn many(
             }
         }
     }
-    let token = plan.get("filter_token").cloned().unwrap_or_default();
-    let accepted: Value = client
-        .post("/jobs/bulk", &body(("filter_token", token)))
-        .await?;
-    let job = watch(client, &text(&accepted, "id"), None).await?;
+    let apply = json!({"action": action.name(), "filter_token": plan.get("filter_token")});
+    let accepted: Value = client.post("/jobs/bulk", &apply).await?;
+    let job = watch(client, &text(&accepted, "job_id"), None).await?;
     if json {
         print_json(&job);
     } else {
@@ -169,33 +155,27 @@ async fn many(
     })
 }
 
-fn counted_plan(action: Action, matched: u64, plan: &Value) -> String {
+/// The count and the sample, whose jobs are looked at so that it says more than ids.
+async fn told_plan(client: &Client, action: Action, matched: u64, plan: &Value) -> String {
     if matched == 0 {
         return "no job matches".to_owned();
     }
     let sample = plan.get("sample").and_then(Value::as_array);
-    let sample: Vec<String> = sample
-        .into_iter()
-        .flatten()
-        .map(|job| format!("  {}", sampled(job)))
-        .collect();
-    let more = match matched.saturating_sub(sample.len() as u64) {
-        0 => String::new(),
-        more => format!("\n  and {more} more"),
-    };
-    format!(
-        "{matched} jobs would be {}:\n{}{more}",
-        action.participle(),
-        sample.join("\n")
-    )
-}
-
-/// A job of the sample, which is an id or the job.
-fn sampled(job: &Value) -> String {
-    match job.as_str() {
-        Some(id) => id.to_owned(),
-        None => outcome(job),
+    let sample = sample.into_iter().flatten().filter_map(Value::as_str);
+    let looks = sample.map(async |id| {
+        // One that is gone by now is told by its id.
+        let job: Result<Value, ClientError> = client.get(&format!("/jobs/{id}"), &[]).await;
+        job.map_or_else(|_| id.to_owned(), |job| outcome(&job))
+    });
+    let mut lines = vec![format!("{matched} jobs would be {}:", action.participle())];
+    for told in join_all(looks).await {
+        lines.push(format!("  {}", headline(&told, 150)));
     }
+    match matched.saturating_sub(lines.len() as u64 - 1) {
+        0 => {}
+        more => lines.push(format!("  and {more} more")),
+    }
+    lines.join("\n")
 }
 
 fn failed(job: &Value) -> u64 {
