@@ -82,7 +82,7 @@ async fn list(client: &Client, json: bool) -> anyhow::Result<Exit> {
                 text(worker, "version"),
                 runs(worker).len().to_string(),
                 slots(worker),
-                engine(worker),
+                engine(worker).chars().take(12).collect(),
                 moment(worker, "last_beat_at"),
             ]
         }),
@@ -107,10 +107,11 @@ pub(crate) fn slots(worker: &Value) -> String {
         .unwrap_or_default()
 }
 
+/// The id of its engine, as holds take it.
 fn engine(worker: &Value) -> String {
     worker
         .get("engine")
-        .map(|engine| text(engine, "id").chars().take(12).collect())
+        .map(|engine| text(engine, "id"))
         .unwrap_or_default()
 }
 

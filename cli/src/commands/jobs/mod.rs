@@ -268,11 +268,16 @@ async fn list(client: &Client, filter: &ListArgs, json: bool) -> anyhow::Result<
 /// Why it waits, what it does, or what went wrong last.
 fn note(job: &Value) -> String {
     let part = |member: &str, name: &str| job.get(member).map(|part| text(part, name));
-    [part("waiting", "text"), part("progress", "step")]
-        .into_iter()
+    let now = [part("waiting", "text"), part("progress", "step")];
+    let error = text(job, "last_error");
+    // How far a job had come that did not succeed says less than why.
+    if matches!(text(job, "state").as_str(), "dead" | "cancelled") && !error.is_empty() {
+        return error;
+    }
+    now.into_iter()
         .flatten()
         .find(|note| !note.is_empty())
-        .unwrap_or_else(|| text(job, "last_error"))
+        .unwrap_or(error)
 }
 
 async fn get(client: &Client, id: &str, json: bool) -> anyhow::Result<Exit> {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ratatui::buffer::Buffer;
-use ratatui::layout::{Constraint, Rect};
+use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Row, Table, Widget as _};
+use ratatui::widgets::Widget as _;
 use serde_json::Value;
 
 use super::snapshot::Snapshot;
@@ -276,39 +276,56 @@ impl Part {
         } else {
             self.rows.len()
         };
-        let widths = (0..self.header.len()).map(|column| {
-            let cells = self
-                .rows
-                .iter()
-                .take(shown)
-                .map(|(cells, _)| &cells[column]);
-            let widest = cells
-                .map(|cell| Span::raw(cell.as_str()).width())
-                .chain([self.header[column].len()])
-                .max()
-                .unwrap_or(0);
-            Constraint::Length(u16::try_from(widest).unwrap_or(u16::MAX))
-        });
-        let lines = self
-            .rows
-            .iter()
-            .take(shown)
-            .map(|(cells, style)| Row::new(cells.iter().map(String::as_str)).style(*style));
-        Table::new(lines, widths)
-            .header(Row::new(self.header.iter().copied()).style(HEADING))
-            .column_spacing(2)
-            // Columns that do not fit are cut at the right, not squeezed.
-            .flex(ratatui::layout::Flex::Start)
-            .render(area, buffer);
+        let widths: Vec<usize> = (0..self.header.len())
+            .map(|column| {
+                let cells = self
+                    .rows
+                    .iter()
+                    .take(shown)
+                    .map(|(cells, _)| &cells[column]);
+                let widths = cells.map(|cell| Span::raw(cell.as_str()).width());
+                widths.max().unwrap_or(0).max(self.header[column].len())
+            })
+            .collect();
+        let mut lines = area.rows();
+        if let Some(place) = lines.next() {
+            cells(self.header.iter().copied(), &widths, HEADING, place, buffer);
+        }
+        for ((row, style), place) in self.rows.iter().take(shown).zip(&mut lines) {
+            cells(
+                row.iter().map(String::as_str),
+                &widths,
+                *style,
+                place,
+                buffer,
+            );
+        }
         let last = match self.rows.len() - shown {
             0 if self.rows.is_empty() => Span::styled(self.none, FAINT),
             0 => return,
             more => Span::styled(format!("… and {more} more"), FAINT),
         };
-        let below = u16::try_from(shown + 1).unwrap_or(u16::MAX);
-        if let Some(place) = area.rows().nth(usize::from(below)) {
+        if let Some(place) = lines.next() {
             last.render(place, buffer);
         }
+    }
+}
+
+/// Texts in columns. What does not fit is cut at the right: no column is squeezed for another.
+fn cells<'a>(
+    texts: impl Iterator<Item = &'a str>,
+    widths: &[usize],
+    style: Style,
+    place: Rect,
+    buffer: &mut Buffer,
+) {
+    let mut x = place.left();
+    for (text, width) in texts.zip(widths) {
+        if x >= place.right() {
+            return;
+        }
+        buffer.set_stringn(x, place.y, text, usize::from(place.right() - x), style);
+        x = x.saturating_add(u16::try_from(width + 2).unwrap_or(u16::MAX));
     }
 }
 
@@ -335,4 +352,70 @@ fn heights(parts: &[Part], lines: usize) -> Vec<usize> {
             rows
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn shown(columns: u16, rows: u16, snapshot: &Snapshot) -> Vec<String> {
+        let area = Rect::new(0, 0, columns, rows);
+        let mut buffer = Buffer::empty(area);
+        draw(snapshot, "http://x", &Freshness::Now, area, &mut buffer);
+        area.rows().map(|row| line(&buffer, row)).collect()
+    }
+
+    fn many() -> Snapshot {
+        let list = |items: Vec<Value>| json!({"items": items});
+        let numbered =
+            |most: usize| (0..most).map(|n| json!({"name": format!("n{n}"), "id": n.to_string()}));
+        Snapshot {
+            queues: list(numbered(3).collect()),
+            holds: list(numbered(9).collect()),
+            workers: list(numbered(40).collect()),
+            failures: list(numbered(50).collect()),
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let lines = shown(100, 24, &many());
+        let more: Vec<_> = lines.iter().filter(|line| line.starts_with('…')).collect();
+        assert_eq!(
+            more,
+            ["… and 6 more", "… and 37 more", "… and 47 more"],
+            "{lines:#?}"
+        );
+        for part in ["QUEUE", "HELD", "WORKER", "FAILED"] {
+            assert!(
+                lines.iter().any(|line| line.starts_with(part)),
+                "{part}: {lines:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_size_of_a_terminal_is_too_small() {
+        for columns in 0..30 {
+            for rows in 0..30 {
+                shown(columns, rows, &many());
+                shown(columns, rows, &Snapshot::default());
+            }
+        }
+    }
+
+    #[test]
+    fn wide_letters_stay_letters_and_control_characters_do_nothing() {
+        let snapshot = Snapshot {
+            failures: json!({"items": [{"kind": "k", "last_error": "画像がない\u{1b}[2J"}]}),
+            ..Snapshot::default()
+        };
+        let lines = shown(80, 20, &snapshot);
+        assert!(
+            lines.iter().any(|line| line.ends_with("画像がない[2J")),
+            "{lines:#?}"
+        );
+    }
 }
