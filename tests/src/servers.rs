@@ -25,7 +25,8 @@ pub struct OwnRedis {
 }
 
 impl OwnRedis {
-    pub(crate) async fn start() -> Self {
+    /// Starts one, and waits until it answers.
+    pub async fn start() -> Self {
         let place = tempfile::tempdir().unwrap();
         let mut redis = Self {
             process: launch_redis(place.path()),
@@ -35,8 +36,16 @@ impl OwnRedis {
         redis
     }
 
-    pub(crate) fn url(&self) -> String {
-        format!("redis+unix://{}", socket(self.place.path()).display())
+    /// How to connect.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        socket(self.place.path())
     }
 
     /// Freezes it: connections stay open and nothing answers.
@@ -113,7 +122,8 @@ pub struct OwnPostgres {
 }
 
 impl OwnPostgres {
-    pub(crate) async fn start() -> Self {
+    /// Starts one, and waits until it answers.
+    pub async fn start() -> Self {
         let postgres = Self::launch(&[]);
         postgres.answers().await;
         postgres
@@ -190,9 +200,25 @@ impl OwnPostgres {
         )
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        // The port nobody listens on names the socket.
+        self.place.path().join(".s.PGSQL.5432")
+    }
+
     /// Stops it in the fast way, which cuts all connections, and starts it again.
     pub async fn restart(&mut self) {
-        self.process.signal(Signal::SIGINT);
+        self.start_again_after(Signal::SIGINT).await;
+    }
+
+    /// Ends it without giving it time to write anything down, and starts it again: it recovers from its log.
+    pub async fn crash(&mut self) {
+        self.start_again_after(Signal::SIGQUIT).await;
+    }
+
+    async fn start_again_after(&mut self, signal: Signal) {
+        self.process.signal(signal);
         self.process.ended(PATIENCE).await;
         self.process = launch_postgres(&self.programs, self.place.path());
         self.answers().await;

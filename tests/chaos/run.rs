@@ -1,0 +1,212 @@
+//! One run of the suite, from the seed to the verdict.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use longshore_base::Secret;
+use longshore_ledger::{Admitter, HintConfig, Hints};
+use longshore_tests::Caller;
+use sqlx::PgPool;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::arena::Arena;
+use crate::check::violations;
+use crate::operator::{create_workspace, operate};
+use crate::requests::ask;
+use crate::schedule::Schedule;
+
+const TICK: Duration = Duration::from_millis(50);
+/// From the end of the faults until every job has ended.
+const SETTLES: Duration = Duration::from_secs(90);
+/// Those who ask for jobs at the same time.
+const HANDS: usize = 3;
+const DEFAULT_SEED: u64 = 20_260_101;
+
+/// `CHAOS_SEED`, else what the commit says, so that each is tested in its own way, and again in the same.
+pub(crate) fn seed() -> u64 {
+    if let Ok(seed) = std::env::var("CHAOS_SEED") {
+        return seed.parse().expect("CHAOS_SEED is a number");
+    }
+    let commit = Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    commit
+        .ok()
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .and_then(|hash| u64::from_str_radix(hash.get(..12)?, 16).ok())
+        .unwrap_or(DEFAULT_SEED)
+}
+
+/// `CHAOS_MINUTES`.
+pub(crate) fn length() -> Option<Duration> {
+    let minutes = std::env::var("CHAOS_MINUTES").ok()?;
+    let minutes: f64 = minutes.parse().expect("CHAOS_MINUTES is a number");
+    Some(Duration::from_secs_f64(minutes * 60.0))
+}
+
+/// Lets everything fail for a while, then looks that nothing came of it.
+pub(crate) async fn chaos(seed: u64, length: Duration) {
+    let directory = directory(seed);
+    println!(
+        "chaos: seed {seed}, {length:?}; what it sees is in {}",
+        directory.display()
+    );
+    let schedule = Schedule::draw(seed, length);
+    let (told, telling) = mpsc::unbounded_channel();
+    let mut arena = Arena::build(&directory, told.clone()).await;
+    let api = Caller::at(
+        &format!("http://127.0.0.1:{}", arena.api_port),
+        Some(&arena.admin_token),
+    );
+    let (pool, sink) = (arena.pool().clone(), arena.sink());
+    let operating = tokio::spawn(operate(api.clone(), telling));
+    let stop = CancellationToken::new();
+    let hints = Hints::new(&HintConfig {
+        url: Secret::new(arena.redis_url()),
+        prefix: "chaos:".to_owned(),
+    })
+    .unwrap();
+    let admitter = Admitter::new(pool.clone(), hints, stop.clone());
+    let asking = {
+        let (pool, requests) = (pool.clone(), schedule.requests.clone());
+        tokio::spawn(async move { ask(&pool, &admitter, &sink, &requests, HANDS).await })
+    };
+    let people = tokio::spawn(ask_for_workspaces(api, schedule.workspaces.clone()));
+
+    let began = Instant::now();
+    let mut faults = schedule.faults.iter().peekable();
+    while began.elapsed() < length || faults.peek().is_some() {
+        arena.tend();
+        while let Some((_, fault)) = faults.next_if(|(at, _)| *at <= began.elapsed()) {
+            arena.apply(*fault).await;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+    arena.heal().await;
+    let settling = Instant::now();
+    loop {
+        arena.tend();
+        let is_asked = asking.is_finished() && people.is_finished();
+        if is_asked && live(&pool).await == Some(0) {
+            break;
+        }
+        if settling.elapsed() > SETTLES {
+            let left = live(&pool).await;
+            keep(&pool, &directory, &arena).await;
+            panic!(
+                "after {SETTLES:?} {left:?} jobs are left; see {}",
+                directory.display()
+            );
+        }
+        tokio::time::sleep(TICK).await;
+    }
+    let settled = settling.elapsed();
+    drop(told);
+    let (asked, workspaces) = (asking.await.unwrap(), people.await.unwrap());
+    arena.close().await;
+    let mut wrong = violations(&pool, &asked, &arena.account, &directory.join("sink.jsonl")).await;
+    wrong.extend(wrong_workspaces(&pool, &workspaces).await);
+    println!(
+        "chaos: {} jobs asked for, {} commits unanswered, {} workspaces; {:?}; settled in {settled:.1?}",
+        asked.accepted.len(),
+        asked.unknown.len(),
+        workspaces.len(),
+        arena.account.counts
+    );
+    if !wrong.is_empty() {
+        keep(&pool, &directory, &arena).await;
+        let shown = wrong
+            .iter()
+            .take(20)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n");
+        panic!(
+            "seed {seed}: {} violations; see {}\n{shown}",
+            wrong.len(),
+            directory.display()
+        );
+    }
+    stop.cancel();
+    drop(arena);
+    operating.await.unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+async fn live(pool: &PgPool) -> Option<i64> {
+    sqlx::query_scalar("SELECT count(*) FROM jobs")
+        .fetch_one(pool)
+        .await
+        .ok()
+}
+
+/// Answers the names with the ids of the workspaces and their jobs.
+async fn ask_for_workspaces(
+    api: Caller,
+    moments: Vec<Duration>,
+) -> Vec<(String, (String, String))> {
+    let began = Instant::now();
+    let mut made = Vec::with_capacity(moments.len());
+    for (number, at) in moments.into_iter().enumerate() {
+        tokio::time::sleep(at.saturating_sub(began.elapsed())).await;
+        let name = format!("workspace-{number}");
+        let ids = create_workspace(&api, &name).await;
+        made.push((name, ids));
+    }
+    made
+}
+
+/// Each was asked for until it was answered: there is one, with one job, which found no engine.
+async fn wrong_workspaces(pool: &PgPool, made: &[(String, (String, String))]) -> Vec<String> {
+    let found: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT name, workspaces.id::text, concat(job_history.id, ' ', outcome, ' ', attempt) FROM workspaces
+         LEFT JOIN job_history ON workspace_id = workspaces.id ORDER BY name",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    let mut expected: Vec<_> = made
+        .iter()
+        .map(|(name, (id, job))| (name.clone(), id.clone(), format!("{job} dead 1")))
+        .collect();
+    expected.sort();
+    if found == expected {
+        Vec::new()
+    } else {
+        vec![format!("workspaces: {found:#?}, expected {expected:#?}")]
+    }
+}
+
+fn directory(seed: u64) -> PathBuf {
+    let directory =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// Writes down what a failing run leaves.
+async fn keep(pool: &PgPool, directory: &Path, arena: &Arena) {
+    std::fs::write(directory.join("schedule.log"), &arena.account.journal).unwrap();
+    for table in [
+        "jobs",
+        "job_slots",
+        "job_keys",
+        "job_history",
+        "workers",
+        "queue_controls",
+    ] {
+        let rows: Result<Vec<String>, _> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "SELECT row_to_json(t)::text FROM {table} t"
+        )))
+        .fetch_all(pool)
+        .await;
+        let text = match rows {
+            Ok(rows) => rows.join("\n"),
+            Err(error) => error.to_string(),
+        };
+        std::fs::write(directory.join(format!("{table}.jsonl")), text).unwrap();
+    }
+}
