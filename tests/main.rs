@@ -5,6 +5,7 @@
 mod bad_input;
 mod burst;
 mod cli;
+mod cli_queues;
 mod crash;
 mod fencing;
 mod idempotency;
