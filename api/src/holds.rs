@@ -59,7 +59,7 @@ pub(crate) enum HoldMode {
 /// A hold to be set.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct SetHoldRequest {
+pub(crate) struct CreateHoldRequest {
     scope: HoldScope,
     /// Which one; left out for `all`.
     #[oai(nullable)]
@@ -73,7 +73,7 @@ pub(crate) struct SetHoldRequest {
     until: Option<Timestamp>,
 }
 
-impl JsonRequest for SetHoldRequest {}
+impl JsonRequest for CreateHoldRequest {}
 
 /// A hold.
 #[derive(Object)]
@@ -106,7 +106,7 @@ pub(crate) struct HoldList {
 }
 
 #[derive(ApiResponse)]
-pub(crate) enum SetHoldResponse {
+pub(crate) enum CreateHoldResponse {
     /// It holds.
     #[oai(status = 201)]
     Set(
@@ -163,16 +163,16 @@ impl HoldsApi {
     }
 
     /// Sets a hold: once this is answered, nothing of what it holds starts.
-    #[oai(path = "/holds", method = "post", operation_id = "set_hold")]
-    async fn set_hold(
+    #[oai(path = "/holds", method = "post", operation_id = "create_hold")]
+    async fn create_hold(
         &self,
         access: AdminAccess,
         state: Shared<'_>,
         /// Makes the request safe to send again: a repetition with the same key and body gets the first answer.
         #[oai(name = "Idempotency-Key")]
         key: IdempotencyKey,
-        body: JsonBody<SetHoldRequest>,
-    ) -> ApiResult<Idempotent<SetHoldResponse>> {
+        body: JsonBody<CreateHoldRequest>,
+    ) -> ApiResult<Idempotent<CreateHoldResponse>> {
         let ledger = |error| ApiError::ledger(error, NOT_SET);
         let by = access.0.name();
         let hold = body.0.into_hold(&state, &by)?;
@@ -196,7 +196,7 @@ impl HoldsApi {
                     .map_err(|error| ApiError::internal(NOT_SET, error))?;
                 let location = format!("/holds/{}", control.id);
                 let held = (control.scope, control.value.clone());
-                let answer = SetHoldResponse::Set(Json(control.into()), location);
+                let answer = CreateHoldResponse::Set(Json(control.into()), location);
                 Ok((answer, (held, changed.pokes)))
             })
             .await?;
@@ -214,9 +214,9 @@ impl HoldsApi {
     #[oai(
         path = "/holds/:hold_id",
         method = "delete",
-        operation_id = "lift_hold"
+        operation_id = "delete_hold"
     )]
-    async fn lift_hold(
+    async fn delete_hold(
         &self,
         access: AdminAccess,
         state: Shared<'_>,
@@ -248,7 +248,7 @@ fn not_found() -> ApiError {
     ApiError::not_found("hold not found")
 }
 
-impl SetHoldRequest {
+impl CreateHoldRequest {
     fn into_hold(self, state: &ApiState, by: &str) -> ApiResult<NewHold> {
         Ok(NewHold {
             value: self.scope.check_value(state, self.value)?,

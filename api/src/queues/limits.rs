@@ -18,7 +18,7 @@ use crate::state::ApiState;
 /// The limits to change; null removes one. Zero lets nothing start.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct LimitQueueRequest {
+pub(crate) struct UpdateQueueRequest {
     /// Runs at once, over all workers.
     #[serde(default)]
     #[oai(nullable)]
@@ -35,13 +35,13 @@ pub(crate) struct LimitQueueRequest {
     reason: Option<String>,
 }
 
-impl JsonRequest for LimitQueueRequest {}
+impl JsonRequest for UpdateQueueRequest {}
 
 pub(super) async fn change(
     state: &ApiState,
     caller: &Principal,
     queue: &str,
-    request: LimitQueueRequest,
+    request: UpdateQueueRequest,
 ) -> ApiResult<()> {
     let ledger = |error| ApiError::ledger(error, NOT_CHANGED);
     let patch = LimitsPatch {

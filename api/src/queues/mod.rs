@@ -17,7 +17,7 @@ use poem_openapi::{ApiResponse, Object, OpenApi, Union};
 use serde_json::json;
 
 pub(crate) use self::accept::require_accepted;
-use self::limits::LimitQueueRequest;
+use self::limits::UpdateQueueRequest;
 use self::view::{Queue, QueueDetails};
 use crate::auth::{AdminAccess, Principal};
 use crate::body::JsonBody;
@@ -207,13 +207,17 @@ impl QueuesApi {
     }
 
     /// Changes how much of a queue may run. Limits that are not named stay as they are; null removes one.
-    #[oai(path = "/queues/:name", method = "patch", operation_id = "limit_queue")]
-    async fn limit_queue(
+    #[oai(
+        path = "/queues/:name",
+        method = "patch",
+        operation_id = "update_queue"
+    )]
+    async fn update_queue(
         &self,
         access: AdminAccess,
         state: Shared<'_>,
         name: Path<String>,
-        body: JsonBody<LimitQueueRequest>,
+        body: JsonBody<UpdateQueueRequest>,
     ) -> ApiResult<Json<QueueDetails>> {
         find_queue(&state, &name.0)?;
         limits::change(&state, &access.0, &name.0, body.0).await?;

@@ -37,7 +37,7 @@ async fn a_queue_is_a_kind_with_its_places_folded_in() {
     let app = TestApp::start().await;
     app.insert_job(None).await;
     app.insert_worker("w-1", "provision@e1").await;
-    let (_, first) = (app.create(json!({ "name": "a" })).await, "provision@e1");
+    app.create(json!({ "name": "a" })).await;
     let list = app.operate(Method::GET, "/queues", Value::Null).await;
     let names: Vec<_> = list["items"]
         .as_array()
@@ -47,8 +47,19 @@ async fn a_queue_is_a_kind_with_its_places_folded_in() {
         // A kind for tests of the job engine, there with the feature `failpoints`.
         .filter(|name| *name != "effect")
         .collect();
-    assert_eq!(names, ["bulk", "provision", "rest", "stop"]);
+    assert!(names.is_sorted(), "{names:?}");
+    for kind in ["provision", "rest", "stop"] {
+        assert!(names.contains(&kind), "{names:?}");
+    }
     assert_eq!(list["next_cursor"], Value::Null);
+    let mut path = "/queues?limit=1".to_owned();
+    for (index, name) in names.iter().enumerate() {
+        let page = app.operate(Method::GET, &path, Value::Null).await;
+        assert_eq!(page["items"][0]["name"], *name);
+        let is_last = index + 1 == names.len();
+        assert_eq!(page["next_cursor"].is_null(), is_last, "{page}");
+        path = format!("/queues?limit=1&cursor={name}");
+    }
 
     let queue = app
         .operate(Method::GET, "/queues/provision", Value::Null)
@@ -74,22 +85,8 @@ async fn a_queue_is_a_kind_with_its_places_folded_in() {
             "deadline_seconds": 86400.0,
         })
     );
-    assert_eq!(queue["places"][0]["queue"], first);
+    assert_eq!(queue["places"][0]["queue"], "provision@e1");
     assert_eq!(queue["tenants"][0]["waiting"], 1);
-
-    let page = |query: &'static str| {
-        let app = &app;
-        async move {
-            let path = format!("/queues?{query}");
-            app.operate(Method::GET, &path, Value::Null).await
-        }
-    };
-    let first = page("limit=3").await;
-    assert_eq!(first["next_cursor"], "rest");
-    assert_eq!(
-        page("limit=3&cursor=rest").await["items"][0]["name"],
-        "stop"
-    );
 }
 
 #[tokio::test]
@@ -324,9 +321,10 @@ async fn what_makes_no_sense_of_a_queue_is_refused_with_the_reason() {
     }
     let answer = app.admin(Method::GET, "/queues/nobody").send().await;
     let problem = expect(answer.unwrap(), StatusCode::NOT_FOUND).await;
-    assert_eq!(
-        problem["detail"],
-        "no queue is named nobody; there are: bulk, provision, rest, stop"
+    let told = problem["detail"].as_str().unwrap();
+    assert!(
+        told.starts_with("no queue is named nobody; there are: ") && told.ends_with("rest, stop"),
+        "{told}"
     );
     assert_eq!(app.count("queue_controls").await, 0);
     assert_eq!(app.count("queue_limits").await, 0);
