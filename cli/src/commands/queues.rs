@@ -69,7 +69,7 @@ struct ChangeArgs {
 struct DrainArgs {
     #[command(flatten)]
     change: ChangeArgs,
-    /// Wait until nothing runs any more, at most this long.
+    /// Wait until nothing runs any more, at most this long; 300 when no number is given.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "300", value_parser = parse::seconds)]
     wait: Option<Duration>,
 }

@@ -124,7 +124,7 @@ async fn many(
     }
     if !args.yes {
         eprintln!("{}", told_plan(client, action, matched, &plan).await);
-        let question = format!("{} {matched} jobs?", capital(action.name()));
+        let question = format!("{} {}?", capital(action.name()), jobs(matched));
         match confirmed(&question)? {
             Some(true) => {}
             Some(false) => {
@@ -167,7 +167,11 @@ async fn told_plan(client: &Client, action: Action, matched: u64, plan: &Value) 
         let job: Result<Value, ClientError> = client.get(&format!("/jobs/{id}"), &[]).await;
         job.map_or_else(|_| id.to_owned(), |job| outcome(&job))
     });
-    let mut lines = vec![format!("{matched} jobs would be {}:", action.participle())];
+    let mut lines = vec![format!(
+        "{} would be {}:",
+        jobs(matched),
+        action.participle()
+    )];
     for told in join_all(looks).await {
         lines.push(format!("  {}", headline(&told, 150)));
     }
@@ -210,6 +214,13 @@ pub(super) fn counted(message: &str) -> Option<String> {
         0 => format!("{} of {} done", done?, matched?),
         failed => format!("{} of {} done, {failed} failed", done?, matched?),
     })
+}
+
+fn jobs(count: u64) -> String {
+    match count {
+        1 => "1 job".to_owned(),
+        count => format!("{count} jobs"),
+    }
 }
 
 fn capital(word: &str) -> String {

@@ -311,11 +311,15 @@ async fn get(client: &Client, id: &str, json: bool) -> anyhow::Result<Exit> {
     ]);
     let errors = job.get("errors").and_then(Value::as_array);
     for error in errors.into_iter().flatten() {
+        // A job that was cancelled while it waited had no worker.
+        let on = match text(error, "worker").as_str() {
+            "" => String::new(),
+            worker => format!(" on {worker}"),
+        };
         print_line(&format!(
-            "attempt {} failed {} on {}: {}",
+            "attempt {} failed {}{on}: {}",
             text(error, "attempt"),
             moment(error, "at"),
-            text(error, "worker"),
             text(error, "error")
         ));
     }
