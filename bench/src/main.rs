@@ -2,6 +2,7 @@
 
 mod provision;
 mod queue;
+mod resources;
 mod servers;
 mod stats;
 
@@ -16,8 +17,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// The job engine: no-op jobs of an exclusive kind with distinct keys.
-    Queue(queue::QueueArguments),
+    /// The job engine beside other queues: no-op jobs, on the same servers in the same run.
+    Queue(Box<queue::QueueArguments>),
+    /// Ours as one of the processes that `queue` measures.
+    #[command(hide = true)]
+    QueueProcess(queue::ProcessArguments),
     /// Workspaces through the whole system beside the same engine calls made raw.
     Provision(provision::ProvisionArguments),
 }
@@ -31,7 +35,8 @@ async fn main() -> anyhow::Result<()> {
         )
         .init();
     match Arguments::parse().bench {
-        Bench::Queue(arguments) => queue::run(arguments).await,
+        Bench::Queue(arguments) => queue::run(*arguments).await,
+        Bench::QueueProcess(arguments) => queue::serve(arguments).await,
         Bench::Provision(arguments) => provision::run(arguments).await,
     }
 }
