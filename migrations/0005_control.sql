@@ -7,6 +7,8 @@ CREATE TYPE control_mode AS ENUM ('pause', 'drain', 'reject');
 -- Ended rows stay: time under a control does not count against a job's deadline.
 CREATE TABLE queue_controls (
     id uuid CONSTRAINT queue_controls_pk PRIMARY KEY,
+    -- In the order of commits, since changes exclude each other: what workers say they have seen.
+    seq bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT queue_controls_seq_uk UNIQUE,
     scope control_scope NOT NULL,
     -- A kind, an engine id, a tenant or a workspace id; empty for `all`.
     value text NOT NULL DEFAULT '',
@@ -51,6 +53,8 @@ CREATE TABLE queue_clocks (
 
 -- How many admitted jobs this worker wants ahead of its slots, and how many slots it has, by queue: {"provision@…": [1, 8]}.
 ALTER TABLE workers ADD COLUMN windows jsonb NOT NULL DEFAULT '{}';
+-- The newest control this worker has seen, after everything it had claimed before has begun.
+ALTER TABLE workers ADD COLUMN seen_control bigint NOT NULL DEFAULT 0;
 
 DROP INDEX jobs_ready_idx;
 CREATE INDEX jobs_ready_idx ON jobs (queue, tenant, priority, seq) WHERE state = 'scheduled' AND wait = 'ready';

@@ -74,6 +74,27 @@ pub(crate) async fn cancels(pool: &PgPool, name: &str) -> Result<Vec<Uuid>, Ledg
     .map_err(LedgerError::database("reading cancel requests"))
 }
 
+/// The newest change of controls.
+pub(crate) async fn newest_control(pool: &PgPool) -> Result<i64, LedgerError> {
+    sqlx::query_scalar!(r#"SELECT coalesce(max(seq), 0) AS "seq!" FROM queue_controls"#)
+        .fetch_one(pool)
+        .await
+        .map_err(LedgerError::database("looking for changes of controls"))
+}
+
+/// Says that this worker has seen a change, and has begun everything it had claimed before. `false`: it has no row.
+pub(crate) async fn say_seen(pool: &PgPool, name: &str, seq: i64) -> Result<bool, LedgerError> {
+    let row = sqlx::query!(
+        "UPDATE workers SET seen_control = $2 WHERE name = $1",
+        name,
+        seq
+    )
+    .execute(pool)
+    .await
+    .map_err(LedgerError::database("saying which control was seen"))?;
+    Ok(row.rows_affected() == 1)
+}
+
 /// Says that this worker takes no more, so that nothing is admitted for it: it is about to leave.
 pub(crate) async fn stop_taking(pool: &PgPool, name: &str) -> Result<(), LedgerError> {
     sqlx::query!("UPDATE workers SET draining = true WHERE name = $1", name)

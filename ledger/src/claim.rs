@@ -1,15 +1,21 @@
 //! From queued to running: one statement for as many hints as there are free permits.
 
+use std::time::Duration;
+
 use longshore_base::{JobId, WorkspaceId};
 use sqlx::PgPool;
 
 use crate::control::{Subject, open_controls, split_queue};
 use crate::hints::Hint;
+use crate::policy::QUARANTINE_CRASHES;
 use crate::{ClaimedJob, LedgerError};
 
 /// Claims what of these hints is still queued under the hinted dispatch. What is missing from the answer was claimed,
 /// withdrawn or finished in between; its hint is worth nothing any more. `NOT IN` says 'queued' in a way that keeps the
 /// planner on the primary key: the partial index of queued jobs is all dead entries while a long transaction is open.
+///
+/// What goes into quarantine has not started by being claimed: it may wait for its turn while its neighbour in there takes
+/// the worker along, and then it must not be blamed.
 pub(crate) async fn claim(
     pool: &PgPool,
     worker: &str,
@@ -18,7 +24,8 @@ pub(crate) async fn claim(
     let ids: Vec<_> = hints.iter().map(|hint| hint.job_id.0).collect();
     let dispatched: Vec<String> = hints.iter().map(Hint::encode).collect();
     let rows = sqlx::query!(
-        r#"UPDATE jobs SET state = 'running', worker = $3, token = gen_random_uuid(), started_at = now, revision = revision + 1
+        r#"UPDATE jobs SET state = 'running', worker = $3, token = gen_random_uuid(),
+               started_at = CASE WHEN crashes < $4 THEN now END, revision = revision + 1
            FROM longshore_now() AS now
            WHERE id = ANY (ARRAY(
                SELECT id FROM jobs WHERE id = ANY ($1) AND state NOT IN ('scheduled', 'running') AND id::text || ':' || dispatch = ANY ($2)
@@ -29,6 +36,7 @@ pub(crate) async fn claim(
         &ids,
         &dispatched,
         worker,
+        QUARANTINE_CRASHES,
     )
     .fetch_all(pool)
     .await
@@ -55,8 +63,23 @@ pub(crate) async fn claim(
         .collect())
 }
 
-/// Claims once more what is already claimed, for a run that comes late: `false` when the job is no longer its own, or its
-/// scope was closed meanwhile. A change of controls that comes after it sees a run that has just begun, and waits.
+/// Says that a claimed job has not started: if its worker dies now, it was not of this job.
+pub(crate) async fn record_waiting(pool: &PgPool, job: &ClaimedJob) -> Result<(), LedgerError> {
+    sqlx::query!(
+        "UPDATE jobs SET started_at = NULL WHERE id = $1 AND token = $2 AND state = 'running'",
+        job.id.0,
+        job.token
+    )
+    .execute(pool)
+    .await
+    .map_err(LedgerError::database(
+        "recording that a job waits for its turn",
+    ))?;
+    Ok(())
+}
+
+/// Claims once more what is already claimed, for a run that had to wait for its turn: `false` when the job is no longer its
+/// own, or its scope was closed meanwhile. From here on it has started.
 pub(crate) async fn claim_again(pool: &PgPool, job: &ClaimedJob) -> Result<bool, LedgerError> {
     let (kind, place) = split_queue(&job.queue);
     let mut tx = pool
@@ -91,15 +114,19 @@ pub(crate) async fn claim_again(pool: &PgPool, job: &ClaimedJob) -> Result<bool,
     Ok(claimed.rows_affected() == 1)
 }
 
-/// The queued jobs of a queue, straight from the ledger: what workers read while Redis is away.
+/// The jobs of a queue that have been queued for at least so long, oldest first, straight from the ledger.
 pub(crate) async fn queued(
     pool: &PgPool,
     queue: &str,
+    for_at_least: Duration,
     most: i64,
 ) -> Result<Vec<Hint>, LedgerError> {
     let rows = sqlx::query!(
-        "SELECT id, dispatch FROM jobs WHERE queue = $1 AND state = 'queued' ORDER BY queued_at LIMIT $2",
+        r#"SELECT id, dispatch FROM jobs WHERE queue = $1 AND state = 'queued'
+             AND queued_at <= longshore_now() - $2::float8 * interval '1 second'
+           ORDER BY queued_at LIMIT $3"#,
         queue,
+        for_at_least.as_secs_f64(),
         most
     )
     .fetch_all(pool)

@@ -16,19 +16,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admitter;
 use crate::admission::fairness::forget_idle;
-use crate::beat::{Registration, beat, cancels, leave, register, stop_taking};
+use crate::beat::{
+    Registration, beat, cancels, leave, newest_control, register, say_seen, stop_taking,
+};
 use crate::control::max_per_worker;
 use crate::finish::{self, finish_runs};
 use crate::hints::Hints;
-use crate::maintenance::{end_overdue, republish, wake_forgotten};
+use crate::maintenance::{end_overdue, wake_forgotten};
 use crate::reader::QueueReader;
 use crate::reaper::Reaper;
-use crate::run::{Claimed, Runner, Stopped};
+use crate::run::{Claimed, Claims, Runner, Stopped};
 use crate::slots::Slots;
 use crate::{Executor, Kinds, LedgerError, ensure_partitions};
 
-/// The ticks of each second: admission, republishing, cancel requests.
+/// The ticks of each second: admission, limits, cancel requests.
 const TICK: Duration = Duration::from_secs(1);
+/// How often changes of controls are looked for; what an operator waits for.
+const CONTROL_TICK: Duration = Duration::from_millis(200);
 /// Deadlines and forgotten waiters.
 const SLOW_TICK: Duration = Duration::from_secs(15);
 const PARTITION_TICK: Duration = Duration::from_secs(3600);
@@ -48,8 +52,8 @@ pub struct EngineConfig {
     pub lost_after: Duration,
     /// Another worker whose beat stood still this long is declared dead.
     pub dead_after: Duration,
-    /// An unclaimed job is hinted again after this, doubling up to a minute.
-    pub republish_after: Duration,
+    /// An admitted job that nobody has claimed for this long is claimed without a hint.
+    pub unhinted_after: Duration,
 }
 
 impl Default for EngineConfig {
@@ -60,9 +64,8 @@ impl Default for EngineConfig {
             beat_every: Duration::from_secs(3),
             lost_after: Duration::from_secs(7),
             dead_after: Duration::from_secs(10),
-            // A second, not the five of the first design: a job admitted by a process that died before it could
-            // publish must start within three seconds, and a doubled hint costs nothing.
-            republish_after: Duration::from_secs(1),
+            // A job admitted by a process that died before it could publish must start within three seconds.
+            unhinted_after: Duration::from_secs(1),
         }
     }
 }
@@ -180,10 +183,10 @@ struct Shared {
     pools: Pools,
     kinds: Kinds,
     admitter: Admitter,
-    hints: Hints,
     identity: Identity,
     runner: Runner,
     slots: Slots,
+    claims: Claims,
     /// What it reads, with the kind of each.
     queues: RwLock<Vec<(String, &'static str)>>,
     /// The windows last written.
@@ -212,6 +215,7 @@ impl Engine {
                 .iter()
                 .filter(|kind| executors.contains_key(kind.name)),
         );
+        let claims = Claims::default();
         let (ended, ended_rx) = mpsc::channel(finish::BACKLOG);
         let (claimed, claimed_rx) = mpsc::channel(slots.total().max(1));
         let identity = Identity::new(&config.host);
@@ -219,7 +223,7 @@ impl Engine {
             pools.work.clone(),
             kinds.clone(),
             executors,
-            slots.clone(),
+            (slots.clone(), claims.clone()),
             ended,
         );
         let finisher = tokio::spawn(finish_runs(
@@ -241,10 +245,10 @@ impl Engine {
             pools,
             kinds,
             admitter,
-            hints: hints.clone(),
             identity,
             runner,
             slots,
+            claims,
             queues: RwLock::default(),
             windows: Mutex::default(),
             engine_id: OnceLock::new(),
@@ -269,6 +273,10 @@ impl Engine {
             tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).watchdog())),
             tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).reap_loop())),
             tokio::spawn(until(stop_loops.clone(), Arc::clone(&shared).tick_loop())),
+            tokio::spawn(until(
+                stop_loops.clone(),
+                Arc::clone(&shared).control_loop(),
+            )),
             tokio::spawn(until(stop_loops, shared.slow_loop())),
         ] {
             engine.loops.push(task);
@@ -330,7 +338,10 @@ impl Engine {
                 permits,
                 publisher: self.hints.clone(),
                 claimed: self.claimed.clone(),
+                claims: self.shared.claims.clone(),
                 admitter: self.shared.admitter.clone(),
+                unhinted_after: self.shared.config.unhinted_after,
+                looked: Instant::now(),
                 stop: self.stop_reading.clone(),
             };
             self.readers
@@ -592,20 +603,6 @@ impl Shared {
             tokio::time::sleep(random::jittered(TICK)).await;
             for queue in self.queues() {
                 self.admitter.poke(&queue);
-                if let Err(error) = republish(
-                    &self.pools.control,
-                    &self.hints,
-                    &queue,
-                    self.config.republish_after,
-                )
-                .await
-                {
-                    tracing::warn!(
-                        queue,
-                        error = &error as &dyn std::error::Error,
-                        "cannot look for unclaimed jobs"
-                    );
-                }
             }
             if let Err(error) = self.follow_limits().await {
                 tracing::warn!(
@@ -640,6 +637,40 @@ impl Shared {
             self.register().await?;
         }
         Ok(())
+    }
+
+    /// Says which change of controls this worker has seen, once what it had claimed before has begun.
+    async fn control_loop(self: Arc<Self>) {
+        let pool = &self.pools.control;
+        let (mut said, mut said_as) = (0, self.identity.name());
+        loop {
+            tokio::time::sleep(random::jittered(CONTROL_TICK)).await;
+            let name = self.identity.name();
+            if name != said_as {
+                // Under a new name everything must be said again.
+                (said, said_as) = (0, name);
+            }
+            let seen = match newest_control(pool).await {
+                Ok(seen) if seen > said => seen,
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot read changes of controls"
+                    );
+                    continue;
+                }
+            };
+            self.claims.all_begun().await;
+            match say_seen(pool, &said_as, seen).await {
+                Ok(true) => said = seen,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot say which change of controls was seen"
+                ),
+            }
+        }
     }
 
     async fn slow_loop(self: Arc<Self>) {

@@ -465,18 +465,7 @@ pub(crate) async fn go_back(
         record_crashes(tx, live.id, crashes).await?;
         return end(tx, kinds, live, End::new(Outcome::Dead, Some(reason))).await;
     }
-    if has_twin(tx, &live).await? {
-        return end(
-            tx,
-            kinds,
-            live,
-            End::new(
-                Outcome::Superseded,
-                Some("a newer request of the same kind took over".into()),
-            ),
-        )
-        .await;
-    }
+    let has_twin = has_twin(tx, &live).await?;
     let reason = if how.crashed {
         Some(format!("worker {worker} died while running it"))
     } else {
@@ -489,6 +478,7 @@ pub(crate) async fn go_back(
             .map_err(LedgerError::database("reading the clock"))?;
         let retried_at = chrono::Duration::from_std(how.delay)
             .ok()
+            .filter(|_| !has_twin)
             .map(|delay| at + delay);
         push_error(
             &mut live.errors,
@@ -500,6 +490,13 @@ pub(crate) async fn go_back(
                 retried_at,
             },
         );
+    }
+    if has_twin {
+        // What this run cost counts all the same.
+        record_crashes(tx, live.id, crashes).await?;
+        live.attempt = attempt;
+        let reason = "a newer request of the same kind took over".to_owned();
+        return end(tx, kinds, live, End::new(Outcome::Superseded, Some(reason))).await;
     }
     let wait = if how.delay > Duration::ZERO {
         Wait::Time

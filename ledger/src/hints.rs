@@ -118,7 +118,11 @@ impl Hints {
                 return;
             }
             Ok(Err(error)) => {
-                tracing::warn!(queue, %error, "cannot publish hints; jobs go on more slowly")
+                tracing::warn!(queue, %error, "cannot publish hints; jobs go on more slowly");
+                // The next publish makes a new connection. One that is only slow is kept: it is no quicker to replace.
+                if let Ok(mut link) = self.inner.link.try_lock() {
+                    *link = None;
+                }
             }
             Err(_) => tracing::warn!(
                 queue,
@@ -131,23 +135,10 @@ impl Hints {
             .open_until
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + BREAKER_OPEN);
-        // The connection may hold half an answer; the next publish makes a new one.
-        if let Ok(mut link) = self.inner.link.try_lock() {
-            *link = None;
-        }
     }
 
     async fn try_publish(&self, queue: &str, hints: &[Hint]) -> Result<(), RedisError> {
-        let mut link = {
-            let mut slot = self.inner.link.lock().await;
-            match &*slot {
-                Some(link) => link.clone(),
-                None => {
-                    let link = connect(&self.inner.client).await?;
-                    slot.insert(link).clone()
-                }
-            }
-        };
+        let mut link = self.link().await?;
         let stream = self.stream(queue);
         let mut pipe = redis::pipe();
         for hint in hints {
@@ -162,6 +153,26 @@ impl Hints {
                 .ignore();
         }
         pipe.query_async(&mut link).await
+    }
+
+    /// The connection. Making one goes on beyond the budget of the publish that wanted it, or a slow Redis would never
+    /// have one.
+    async fn link(&self) -> Result<MultiplexedConnection, RedisError> {
+        if let Some(link) = &*self.inner.link.lock().await {
+            return Ok(link.clone());
+        }
+        let inner = Arc::clone(&self.inner);
+        let making = tokio::spawn(async move {
+            let mut slot = inner.link.lock().await;
+            if let Some(link) = &*slot {
+                return Ok(link.clone());
+            }
+            let link = connect(&inner.client).await?;
+            Ok(slot.insert(link).clone())
+        });
+        making
+            .await
+            .map_err(|error| RedisError::from(std::io::Error::other(error)))?
     }
 
     fn stream(&self, queue: &str) -> String {

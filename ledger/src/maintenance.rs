@@ -1,13 +1,10 @@
 //! What every worker does each second for its queues, and now and then for all: the passes that heal.
 
-use std::time::Duration;
-
 use longshore_base::JobId;
 use sqlx::PgPool;
 
 use crate::admission::Admitter;
 use crate::finish::{End, end, lock, poke_all};
-use crate::hints::{Hint, Hints};
 use crate::job::Wait;
 use crate::{Kinds, LedgerError, Outcome};
 
@@ -15,51 +12,6 @@ use crate::{Kinds, LedgerError, Outcome};
 const OVERDUE_BATCH: i64 = 100;
 /// Waiters one repair pass looks at.
 const REPAIR_BATCH: i64 = 1000;
-
-/// Longest time between two hints of one job.
-const REPUBLISH_CAP: Duration = Duration::from_secs(60);
-
-/// Publishes again what was admitted but not claimed: first `after`, then at twice that age, and so on; from a minute on
-/// once a minute. Heals a flushed Redis.
-pub(crate) async fn republish(
-    pool: &PgPool,
-    hints: &Hints,
-    queue: &str,
-    after: Duration,
-) -> Result<(), LedgerError> {
-    let doublings = (REPUBLISH_CAP.as_secs_f64() / after.as_secs_f64().max(0.001))
-        .log2()
-        .ceil()
-        .max(0.0) as i32;
-    let rows = sqlx::query!(
-        r#"UPDATE jobs SET republished = republished + 1 WHERE id IN (
-               SELECT id FROM jobs WHERE queue = $1 AND state = 'queued'
-                 AND queued_at < longshore_now() - interval '1 second' *
-                     CASE WHEN republished < $3::int THEN $2::float8 * 2 ^ republished ELSE $4::float8 * (republished - $3::int + 1) END
-               ORDER BY queued_at LIMIT 500 FOR UPDATE SKIP LOCKED
-           ) RETURNING id, dispatch"#,
-        queue,
-        after.as_secs_f64(),
-        doublings,
-        REPUBLISH_CAP.as_secs_f64(),
-    )
-    .fetch_all(pool)
-    .await
-    .map_err(LedgerError::database("finding unclaimed jobs"))?;
-    if !rows.is_empty() {
-        let again: Vec<Hint> = rows
-            .into_iter()
-            .map(|row| Hint {
-                job_id: JobId(row.id),
-                dispatch: row.dispatch,
-            })
-            .collect();
-        tracing::info!(queue, jobs = again.len(), "publishing hints again");
-        metrics::counter!("longshore_hints_republished_total").increment(again.len() as u64);
-        hints.publish(queue, &again).await;
-    }
-    Ok(())
-}
 
 /// Ends waiting jobs that are past their deadline. Time under a pause or a hold does not count: a deadline moves by as much
 /// as the job's scope was closed since it was asked for.

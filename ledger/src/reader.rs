@@ -1,7 +1,9 @@
 //! Reads one queue: waits for free permits, takes at most that many hints, claims them in one statement, hands them on.
 //!
-//! It never ends its worker. While Redis is away it reads the ledger every half second: slower, not stopped. It looks for
-//! Redis only now and then meanwhile, since one that hangs answers each look with a timeout of seconds.
+//! It never ends its worker, and needs no hint. Each second it claims what has been admitted for a second and was not
+//! claimed, straight from the ledger: that heals a publish that never happened, a failover and `FLUSHALL` alike. While
+//! Redis is away it reads the ledger every half second: slower, not stopped. It looks for Redis only now and then
+//! meanwhile, since one that hangs answers each look with a timeout of seconds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ use crate::Admitter;
 use crate::claim::{claim, queued};
 use crate::engine::Identity;
 use crate::hints::{Delivered, Hint, HintReader, Hints};
-use crate::run::Claimed;
+use crate::run::{Claimed, Claims};
 
 /// Hints claimed by one statement.
 const BATCH: usize = 500;
@@ -33,7 +35,12 @@ pub(crate) struct QueueReader {
     pub(crate) identity: Identity,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) claimed: mpsc::Sender<Claimed>,
+    pub(crate) claims: Claims,
     pub(crate) admitter: Admitter,
+    /// What was admitted so long ago is claimed without a hint.
+    pub(crate) unhinted_after: Duration,
+    /// When the ledger was last read for that.
+    pub(crate) looked: Instant,
     pub(crate) stop: CancellationToken,
 }
 
@@ -44,7 +51,12 @@ impl QueueReader {
         while let Some(permits) = self.free_permits().await {
             let most = permits.num_permits();
             let delivered = if redis_away.is_some_and(|since| since.elapsed() < LOOK_FOR_REDIS) {
-                self.read_ledger(most).await
+                self.wait_for_fallback().await;
+                self.read_ledger(Duration::ZERO, most).await
+            } else if self.looked.elapsed() > self.unhinted_after {
+                // However busy the stream is: what nobody hinted at must not wait for a quiet moment.
+                self.looked = Instant::now();
+                self.read_ledger(self.unhinted_after, most).await
             } else {
                 match self.hints.read(most).await {
                     Ok(delivered) => {
@@ -58,7 +70,7 @@ impl QueueReader {
                             tracing::warn!(queue = self.queue, %error, "cannot read hints; reading the ledger instead");
                         }
                         redis_away = Some(Instant::now());
-                        self.read_ledger(most).await
+                        self.read_ledger(Duration::ZERO, most).await
                     }
                 }
             };
@@ -97,18 +109,17 @@ impl QueueReader {
         Some(permits)
     }
 
-    async fn read_ledger(&self, most: usize) -> Vec<Delivered> {
+    async fn wait_for_fallback(&self) {
         tokio::select! {
             () = tokio::time::sleep(random::jittered(FALLBACK)) => {}
-            () = self.stop.cancelled() => return Vec::new(),
+            () = self.stop.cancelled() => {}
         }
-        match queued(
-            &self.pool,
-            &self.queue,
-            i64::try_from(most).unwrap_or(i64::MAX),
-        )
-        .await
-        {
+    }
+
+    /// What has been admitted for at least so long and is not claimed, whether it was hinted at or not.
+    async fn read_ledger(&self, for_at_least: Duration, most: usize) -> Vec<Delivered> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        match queued(&self.pool, &self.queue, for_at_least, most).await {
             Ok(hints) => hints
                 .into_iter()
                 .map(|hint| Delivered {
@@ -148,7 +159,7 @@ impl QueueReader {
             .iter()
             .filter_map(|delivered| delivered.hint)
             .collect();
-        let asked = Instant::now();
+        let in_claim = self.claims.begin().await;
         let jobs = match claim(&self.pool, &self.identity.name(), &hints).await {
             Ok(jobs) => jobs,
             Err(error) => {
@@ -175,7 +186,11 @@ impl QueueReader {
             };
             if self
                 .claimed
-                .send(Claimed { job, permit, asked })
+                .send(Claimed {
+                    job,
+                    permit,
+                    claim: in_claim.clone(),
+                })
                 .await
                 .is_err()
             {

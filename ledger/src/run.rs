@@ -1,7 +1,7 @@
 //! One execution of a claimed job, in a task of its own.
 //!
-//! Before it begins, a run makes sure that it still may: one that comes late looks again whether its scope was closed
-//! meanwhile, and one that has already cost two workers runs alone in this one, so that it takes no others along.
+//! A run that has already cost two workers runs alone in this one, so that it takes no others along. Who waits for that
+//! has not started, and looks again, before it begins, whether its scope was closed meanwhile.
 //!
 //! A run ends by itself, by its timeout, or because it was told to stop; after [`STOP_GRACE`] it is dropped. A panic is
 //! caught once, here. Whatever happens, exactly one [`Finish`] goes to the finisher.
@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc};
+use tokio::sync::{
+    OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::claim::claim_again;
-use crate::control::START_WITHIN;
+use crate::claim::{claim_again, record_waiting};
 use crate::finish::Finish;
 use crate::policy::QUARANTINE_CRASHES;
 use crate::slots::Slots;
@@ -26,8 +27,6 @@ use crate::{ClaimedJob, Executor, Fenced, FencedTx, JobError, Kinds, Verdict};
 
 /// What a run told to stop has for compensating, before it is dropped (`spec: jobs` §7).
 const STOP_GRACE: Duration = Duration::from_secs(10);
-/// A run that comes this close to the time within which it must have started looks again.
-const START_MARGIN: Duration = Duration::from_millis(100);
 
 /// Why a run must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +107,7 @@ struct RunnerInner {
     kinds: Kinds,
     executors: HashMap<&'static str, Arc<dyn Executor>>,
     slots: Slots,
+    claims: Claims,
     ended: mpsc::Sender<Finish>,
     running: Mutex<HashMap<Uuid, StopSignal>>,
     /// Held by each run; by a quarantined one alone.
@@ -119,8 +119,32 @@ struct RunnerInner {
 pub(crate) struct Claimed {
     pub(crate) job: ClaimedJob,
     pub(crate) permit: OwnedSemaphorePermit,
-    /// Before the claim was sent.
-    pub(crate) asked: Instant,
+    /// Held until the run begins.
+    pub(crate) claim: InClaim,
+}
+
+/// Claims of this worker whose runs have not begun.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Claims(Arc<RwLock<()>>);
+
+/// One of them; shared by the jobs of one claim.
+#[derive(Clone, Debug)]
+pub(crate) struct InClaim {
+    _held: Arc<OwnedRwLockReadGuard<()>>,
+}
+
+impl Claims {
+    /// To be called before a claim is sent.
+    pub(crate) async fn begin(&self) -> InClaim {
+        InClaim {
+            _held: Arc::new(Arc::clone(&self.0).read_owned().await),
+        }
+    }
+
+    /// Waits until the runs of everything claimed so far have begun. Claims that come meanwhile wait for it.
+    pub(crate) async fn all_begun(&self) {
+        drop(self.0.write().await);
+    }
 }
 
 impl Runner {
@@ -128,7 +152,7 @@ impl Runner {
         pool: PgPool,
         kinds: Kinds,
         executors: HashMap<&'static str, Arc<dyn Executor>>,
-        slots: Slots,
+        (slots, claims): (Slots, Claims),
         ended: mpsc::Sender<Finish>,
     ) -> Self {
         Self {
@@ -137,6 +161,7 @@ impl Runner {
                 kinds,
                 executors,
                 slots,
+                claims,
                 ended,
                 running: Mutex::default(),
                 quarantine: RwLock::default(),
@@ -150,9 +175,9 @@ impl Runner {
         let signal = StopSignal::default();
         inner.lock().insert(claimed.job.token, signal.clone());
         tokio::spawn(async move {
-            let Claimed { job, permit, asked } = claimed;
+            let Claimed { job, permit, claim } = claimed;
             let token = job.token;
-            let verdict = inner.run_in_turn(&job, signal, asked).await;
+            let verdict = inner.run_in_turn(&job, signal, claim).await;
             // The permit is free before the end is written: the finisher has its own bound.
             drop(permit);
             inner.lock().remove(&token);
@@ -187,25 +212,65 @@ impl RunnerInner {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run_in_turn(&self, job: &ClaimedJob, signal: StopSignal, asked: Instant) -> Verdict {
-        let (mut _among, mut _alone) = (None, None);
-        if job.crashes >= QUARANTINE_CRASHES {
-            tracing::warn!(job.id = %job.id, job.kind = job.kind, crashes = job.crashes, "in quarantine: it runs alone");
-            _alone = Some(self.quarantine.write().await);
-        } else {
-            _among = Some(self.quarantine.read().await);
-        }
+    async fn run_in_turn(&self, job: &ClaimedJob, signal: StopSignal, claim: InClaim) -> Verdict {
+        let Some((_turn, claim)) = self.turn(job, &signal, claim).await else {
+            return Verdict::GiveBack;
+        };
         if signal.reason.get().is_some() {
             return Verdict::GiveBack;
         }
-        if asked.elapsed() > START_WITHIN - START_MARGIN && !may_still_start(&self.pool, job).await
-        {
-            return Verdict::GiveBack;
-        }
         let began = Instant::now();
+        drop(claim);
         let verdict = self.run(job, signal).await;
         self.slots.record(&job.kind, began.elapsed());
         verdict
+    }
+
+    /// Waits until the job may run: alone in quarantine, else among the others. `None` when it is told to stop before.
+    /// While it waits it has not started, so the death of the worker is not put down to it.
+    async fn turn(
+        &self,
+        job: &ClaimedJob,
+        signal: &StopSignal,
+        claim: InClaim,
+    ) -> Option<(Turn<'_>, InClaim)> {
+        if job.crashes < QUARANTINE_CRASHES {
+            if let Ok(among) = self.quarantine.try_read() {
+                return Some((Turn::Among(among), claim));
+            }
+            if let Err(error) = record_waiting(&self.pool, job).await {
+                tracing::warn!(
+                    job.id = %job.id, error = &error as &dyn std::error::Error, "cannot let a job wait for one in quarantine"
+                );
+                return None;
+            }
+        } else {
+            tracing::warn!(job.id = %job.id, job.kind = job.kind, crashes = job.crashes, "in quarantine: it runs alone");
+        }
+        // Changes of controls must not wait for it as long as it waits; so it looks at them again afterwards.
+        drop(claim);
+        let own = async {
+            if job.crashes < QUARANTINE_CRASHES {
+                Turn::Among(self.quarantine.read().await)
+            } else {
+                Turn::Alone(self.quarantine.write().await)
+            }
+        };
+        let turn = tokio::select! {
+            turn = own => turn,
+            () = signal.token.cancelled() => return None,
+        };
+        let claim = self.claims.begin().await;
+        match claim_again(&self.pool, job).await {
+            Ok(true) => Some((turn, claim)),
+            Ok(false) => None,
+            Err(error) => {
+                tracing::warn!(
+                    job.id = %job.id, error = &error as &dyn std::error::Error, "cannot tell whether a waiting run may begin"
+                );
+                None
+            }
+        }
     }
 
     async fn run(&self, job: &ClaimedJob, signal: StopSignal) -> Verdict {
@@ -242,23 +307,11 @@ impl RunnerInner {
     }
 }
 
-/// Whether a run that comes late may still begin. While the ledger answers too slowly to tell, it asks again.
-async fn may_still_start(pool: &PgPool, job: &ClaimedJob) -> bool {
-    loop {
-        let asked = Instant::now();
-        match claim_again(pool, job).await {
-            Ok(still_open) if asked.elapsed() < START_WITHIN - START_MARGIN || !still_open => {
-                return still_open;
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(
-                    job.id = %job.id, error = &error as &dyn std::error::Error, "cannot tell whether a late run may start"
-                );
-                return false;
-            }
-        }
-    }
+/// The right to run, as long as it is held.
+#[expect(dead_code, reason = "held, never read")]
+enum Turn<'a> {
+    Among(RwLockReadGuard<'a, ()>),
+    Alone(RwLockWriteGuard<'a, ()>),
 }
 
 fn panicked(job: &ClaimedJob, panic: &(dyn std::any::Any + Send)) -> Verdict {

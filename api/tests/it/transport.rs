@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::app::{CANVAS_ORIGIN, DEADLINE, Options, TestApp, expect, expect_error, until};
+use crate::workspaces::write_engine_directly;
 
 fn header<'a>(answer: &'a Response, name: &str) -> &'a str {
     answer
@@ -276,6 +277,7 @@ async fn a_request_under_way_is_answered_before_the_server_leaves() {
     options.api.removal_wait = Duration::from_secs(1);
     let mut app = TestApp::with(options).await;
     let agent = app.insert_named("a").await;
+    write_engine_directly(&app, agent.id).await;
     // A delete waits for its job, which nobody runs.
     let path = format!("/workspaces/{}", agent.id);
     let waiting = tokio::spawn(app.admin(Method::DELETE, &path).send());

@@ -181,7 +181,7 @@ async fn a_patch_changes_what_it_names() {
 }
 
 /// Says of a workspace that an attempt to bring it up has got as far as an engine.
-async fn write_engine_directly(app: &TestApp, id: WorkspaceId) {
+pub(crate) async fn write_engine_directly(app: &TestApp, id: WorkspaceId) {
     sqlx::query("UPDATE workspaces SET engine_id = 'engine' WHERE id = $1")
         .bind(id)
         .execute(app.database.pool())

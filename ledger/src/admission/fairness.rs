@@ -2,7 +2,7 @@
 //!
 //! Each tenant has a tag, a position in the queue's virtual time, which grows by one with each of its admitted jobs; a
 //! tenant that was idle begins where the clock stands. The fewest jobs in flight go first, then the lowest start tag,
-//! then whoever was idle longest. So ten thousand jobs of one organisation cost another's single job one turn, and a
+//! then whoever was idle longest, then the oldest job. So ten thousand jobs of one organisation cost another's single job one turn, and a
 //! tenant cannot save up turns while it has nothing to do. While only one tenant has jobs, nothing of this is written.
 //!
 //! Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996; the preference for flows that were idle is that of
@@ -22,8 +22,6 @@ const TENANTS: i64 = 256;
 /// The jobs of a pass, in the order they should run.
 pub(super) struct Chosen {
     jobs: Vec<ChosenJob>,
-    /// Whether several tenants compete, so that turns are counted.
-    counted: bool,
 }
 
 struct ChosenJob {
@@ -38,9 +36,8 @@ impl Chosen {
         self.jobs.iter().map(|job| job.id).collect()
     }
 
-    /// Whether there may be more to choose: the room was filled, or each tenant's part was bounded.
-    pub(super) fn may_be_more(&self, room: i64) -> bool {
-        self.jobs.len() as i64 == room || (self.counted && !self.jobs.is_empty())
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
     }
 
     /// Advances the tags of the tenants whose jobs were admitted, and the queue's clock.
@@ -50,7 +47,7 @@ impl Chosen {
         queue: &str,
         admitted: &[Hint],
     ) -> Result<(), LedgerError> {
-        if !self.counted || admitted.is_empty() {
+        if admitted.is_empty() {
             return Ok(());
         }
         let mut tags: HashMap<&str, f64> = HashMap::new();
@@ -88,87 +85,23 @@ impl Chosen {
     }
 }
 
-/// Chooses at most `room` ready jobs, leaving out what is held.
+/// Chooses at most `room` ready jobs, leaving out held tenants and workspaces.
 pub(super) async fn choose(
     tx: &mut PgConnection,
     queue: &str,
     room: i64,
-    held_tenants: &[String],
-    held_workspaces: &[Uuid],
+    held: (&[String], &[Uuid]),
 ) -> Result<Chosen, LedgerError> {
-    // The last of the tenants, and whether there is one before it: two probes of the index where one tenant has it all.
-    let tenants = sqlx::query!(
-        r#"WITH last AS (
-               SELECT tenant FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' ORDER BY tenant DESC LIMIT 1
-           )
-           SELECT tenant, EXISTS (
-               SELECT 1 FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND jobs.tenant < last.tenant
-           ) AS "others!" FROM last"#,
-        queue
-    )
-    .fetch_optional(&mut *tx)
-    .await
-    .map_err(LedgerError::database("looking for tenants with jobs"))?;
-    match tenants {
-        None => Ok(Chosen {
-            jobs: Vec::new(),
-            counted: false,
-        }),
-        Some(only) if !only.others => {
-            if held_tenants.contains(&only.tenant) {
-                return Ok(Chosen {
-                    jobs: Vec::new(),
-                    counted: false,
-                });
-            }
-            of_one(tx, queue, &only.tenant, room, held_workspaces).await
-        }
-        Some(last) => {
-            let after = first_of_many(tx, queue, &last.tenant).await?;
-            of_many(tx, queue, &after, room, held_tenants, held_workspaces).await
-        }
+    let after = first_of_many(tx, queue).await?;
+    let chosen = of_many(tx, queue, &after, room, held).await?;
+    if chosen.len() > 0 || after.is_empty() {
+        return Ok(chosen);
     }
-}
-
-async fn of_one(
-    tx: &mut PgConnection,
-    queue: &str,
-    tenant: &str,
-    room: i64,
-    held_workspaces: &[Uuid],
-) -> Result<Chosen, LedgerError> {
-    let ids = sqlx::query_scalar!(
-        r#"SELECT id FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND tenant = $2
-             AND (workspace_id IS NULL OR workspace_id <> ALL ($4))
-           ORDER BY priority, seq LIMIT $3"#,
-        queue,
-        tenant,
-        room,
-        held_workspaces,
-    )
-    .fetch_all(tx)
-    .await
-    .map_err(LedgerError::database("choosing jobs"))?;
-    let jobs = ids
-        .into_iter()
-        .map(|id| ChosenJob {
-            id,
-            tenant: String::new(),
-            start: 0.0,
-        })
-        .collect();
-    Ok(Chosen {
-        jobs,
-        counted: false,
-    })
+    of_many(tx, queue, "", room, held).await
 }
 
 /// Where this pass begins among the tenants: before the first, unless there are more than one pass weighs.
-async fn first_of_many(
-    tx: &mut PgConnection,
-    queue: &str,
-    last: &str,
-) -> Result<String, LedgerError> {
+async fn first_of_many(tx: &mut PgConnection, queue: &str) -> Result<String, LedgerError> {
     let beyond = sqlx::query_scalar!(
         "SELECT tenant FROM queue_tenants WHERE queue = $1 ORDER BY tenant OFFSET $2 LIMIT 1",
         queue,
@@ -180,13 +113,8 @@ async fn first_of_many(
     if beyond.is_none() {
         return Ok(String::new());
     }
-    // Tenants are ids with random parts, so a random position is a random tenant; it must not lie behind the last.
-    let random = longshore_base::ids::random_uuid().to_string();
-    Ok(if random.as_str() < last {
-        random
-    } else {
-        String::new()
-    })
+    // Tenants are ids with random parts, so a random position is a random tenant.
+    Ok(longshore_base::ids::random_uuid().to_string())
 }
 
 async fn of_many(
@@ -194,8 +122,7 @@ async fn of_many(
     queue: &str,
     after: &str,
     room: i64,
-    held_tenants: &[String],
-    held_workspaces: &[Uuid],
+    (held_tenants, held_workspaces): (&[String], &[Uuid]),
 ) -> Result<Chosen, LedgerError> {
     let jobs = sqlx::query_as!(
         ChosenJob,
@@ -220,13 +147,13 @@ async fn of_many(
            )
            SELECT job.id AS "id!", competing.tenant AS "tenant!", competing.start + job.nth AS "start!"
            FROM competing CROSS JOIN LATERAL (
-               SELECT ready.id, row_number() OVER (ORDER BY ready.priority, ready.seq) - 1 AS nth FROM (
+               SELECT ready.id, ready.seq, row_number() OVER (ORDER BY ready.priority, ready.seq) - 1 AS nth FROM (
                    SELECT id, priority, seq FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND tenant = competing.tenant
                      AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
                    ORDER BY priority, seq LIMIT least($3::bigint, 1 + 2 * $3::bigint / (SELECT count(*) FROM competing))
                ) AS ready
            ) AS job
-           ORDER BY competing.in_flight + job.nth, competing.start + job.nth, competing.tag, competing.served_at NULLS FIRST, job.nth
+           ORDER BY competing.in_flight + job.nth, competing.start + job.nth, competing.tag, competing.served_at NULLS FIRST, job.seq
            LIMIT $3::bigint"#,
         queue,
         after,
@@ -238,10 +165,7 @@ async fn of_many(
     .fetch_all(tx)
     .await
     .map_err(LedgerError::database("choosing jobs of several tenants"))?;
-    Ok(Chosen {
-        jobs,
-        counted: true,
-    })
+    Ok(Chosen { jobs })
 }
 
 /// Forgets tenants that were not served for an hour: what they would be given now is a fresh start.

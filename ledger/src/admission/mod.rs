@@ -167,6 +167,9 @@ struct Room {
     due: bool,
     closed: bool,
     limited: bool,
+    /// The last of the tenants that have jobs ready, and whether it is not the only one.
+    tenant: Option<String>,
+    others: bool,
     held_tenants: Vec<String>,
     held_workspaces: Vec<Uuid>,
 }
@@ -203,6 +206,8 @@ pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerErro
         Room,
         r#"WITH control AS (
                SELECT scope, value FROM queue_controls WHERE ended_at IS NULL AND (until IS NULL OR until > longshore_now())
+           ), last AS (
+               SELECT tenant FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' ORDER BY tenant DESC LIMIT 1
            ), wanted AS (
                SELECT coalesce(sum((windows -> $1 ->> 0)::bigint), 0)::bigint AS ahead,
                       coalesce(sum((windows -> $1 ->> 1)::bigint), 0)::bigint AS slots
@@ -218,6 +223,9 @@ pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerErro
                   EXISTS (SELECT 1 FROM control WHERE scope = 'all' OR (scope IN ('queue', 'kind') AND value = $2)
                           OR (scope = 'engine' AND value = $3)) AS "closed!",
                   EXISTS (SELECT 1 FROM queue_limits WHERE queue_limits.queue = $2) AS "limited!",
+                  (SELECT tenant FROM last) AS tenant,
+                  EXISTS (SELECT 1 FROM jobs, last WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready'
+                          AND jobs.tenant < last.tenant) AS "others!",
                   ARRAY(SELECT value FROM control WHERE scope = 'tenant') AS "held_tenants!",
                   ARRAY(SELECT value::uuid FROM control WHERE scope = 'workspace') AS "held_workspaces!""#,
         queue,
@@ -243,20 +251,11 @@ pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerErro
         limited: room.limited,
     };
     if size > 0 {
-        let chosen = fairness::choose(
-            &mut tx,
-            queue,
-            size,
-            &room.held_tenants,
-            &room.held_workspaces,
-        )
-        .await?;
-        let picked = take(&mut tx, &chosen.ids()).await?;
-        chosen.count(&mut tx, queue, &picked.admitted).await?;
+        let (picked, may_be_more) = fill(&mut tx, queue, size, &room).await?;
         if room.limited {
             spend(&mut tx, kind, picked.admitted.len()).await?;
         }
-        pass.more = chosen.may_be_more(size)
+        pass.more = may_be_more
             && !room.limited
             && (picked.admitted.len() as i64) < room.window - room.queued;
         if !picked.blocked.is_empty() {
@@ -276,11 +275,78 @@ struct Picked {
     blocked: Vec<Uuid>,
 }
 
-/// Gives the chosen jobs their slots, and admits those that got all of theirs.
-async fn take(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Picked, LedgerError> {
+/// Admits at most `size` ready jobs; answers also whether there may be more at once.
+async fn fill(
+    tx: &mut PgConnection,
+    queue: &str,
+    size: i64,
+    room: &Room,
+) -> Result<(Picked, bool), LedgerError> {
+    let nobody = Picked {
+        admitted: Vec::new(),
+        blocked: Vec::new(),
+    };
+    match &room.tenant {
+        // What is due was not ready when the tenants were looked at.
+        _ if room.others || room.due => {
+            let held = (
+                room.held_tenants.as_slice(),
+                room.held_workspaces.as_slice(),
+            );
+            let chosen = fairness::choose(tx, queue, size, held).await?;
+            let picked = take(tx, Take::These(&chosen.ids())).await?;
+            chosen.count(tx, queue, &picked.admitted).await?;
+            Ok((picked, chosen.len() > 0))
+        }
+        None => Ok((nobody, false)),
+        Some(only) if room.held_tenants.contains(only) => Ok((nobody, false)),
+        Some(only) => {
+            let first = Take::First {
+                queue,
+                tenant: only,
+                size,
+                held_workspaces: &room.held_workspaces,
+            };
+            let picked = take(tx, first).await?;
+            let seen = picked.admitted.len() + picked.blocked.len();
+            Ok((picked, seen as i64 == size))
+        }
+    }
+}
+
+/// Which jobs to take.
+#[derive(Clone, Copy)]
+enum Take<'a> {
+    /// Chosen ones, in this order.
+    These(&'a [Uuid]),
+    /// The first ones of the only tenant there is.
+    First {
+        queue: &'a str,
+        tenant: &'a str,
+        size: i64,
+        held_workspaces: &'a [Uuid],
+    },
+}
+
+/// Gives jobs their slots, and admits those that got all of theirs.
+async fn take(tx: &mut PgConnection, which: Take<'_>) -> Result<Picked, LedgerError> {
+    let (ids, queue, tenant, size, held) = match which {
+        Take::These(ids) => (Some(ids), "", "", 0, &[][..]),
+        Take::First {
+            queue,
+            tenant,
+            size,
+            held_workspaces,
+        } => (None, queue, tenant, size, held_workspaces),
+    };
     let rows = sqlx::query!(
         r#"WITH picked AS (
-               SELECT id, keys FROM jobs WHERE id = ANY ($1) AND state = 'scheduled' AND wait = 'ready'
+               SELECT id, keys, priority, seq FROM jobs
+               WHERE id = ANY (coalesce($1, ARRAY(
+                   SELECT id FROM jobs WHERE queue = $2 AND state = 'scheduled' AND wait = 'ready' AND tenant = $3
+                     AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
+                   ORDER BY priority, seq LIMIT $4
+               ))) AND state = 'scheduled' AND wait = 'ready'
                ORDER BY id FOR UPDATE SKIP LOCKED
            ), taken AS (
                INSERT INTO job_slots (key, job_id)
@@ -298,33 +364,32 @@ async fn take(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Picked, LedgerError
                ))
                RETURNING jobs.id, jobs.dispatch
            )
-           SELECT picked.id AS "id!", admitted.dispatch AS "dispatch?" FROM picked LEFT JOIN admitted ON admitted.id = picked.id"#,
-        ids
+           SELECT picked.id AS "id!", admitted.dispatch AS "dispatch?" FROM picked LEFT JOIN admitted ON admitted.id = picked.id
+           ORDER BY array_position($1, picked.id), picked.priority, picked.seq"#,
+        ids,
+        queue,
+        tenant,
+        size,
+        held,
     )
     .fetch_all(&mut *tx)
     .await
     .map_err(LedgerError::database("admitting jobs"))?;
-    let mut dispatches = HashMap::with_capacity(rows.len());
-    let mut blocked = Vec::new();
+    // In the order they were chosen: readers take hints in the order of the stream.
+    let mut picked = Picked {
+        admitted: Vec::with_capacity(rows.len()),
+        blocked: Vec::new(),
+    };
     for row in rows {
         match row.dispatch {
-            Some(dispatch) => {
-                dispatches.insert(row.id, dispatch);
-            }
-            None => blocked.push(row.id),
+            Some(dispatch) => picked.admitted.push(Hint {
+                job_id: JobId(row.id),
+                dispatch,
+            }),
+            None => picked.blocked.push(row.id),
         }
     }
-    // In the order they were chosen: readers take hints in the order of the stream.
-    let admitted = ids
-        .iter()
-        .filter_map(|id| {
-            Some(Hint {
-                job_id: JobId(*id),
-                dispatch: *dispatches.get(id)?,
-            })
-        })
-        .collect();
-    Ok(Picked { admitted, blocked })
+    Ok(picked)
 }
 
 /// Takes back the slots of jobs that did not get all of theirs, and lets those wait for their keys whose holder is still

@@ -6,13 +6,15 @@ use longshore_base::{Timestamp, ids};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::{Control, Mode, START_WITHIN, Scope, lock_exclusive};
+use super::{Control, Mode, Scope, lock_exclusive};
 use crate::LedgerError;
 use crate::admission::wake_next;
 use crate::job::Wait;
 
 /// Between two looks at what still runs.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Longest wait for workers to see a change; a worker that is silent for ten seconds is declared dead.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a change did.
 #[must_use = "after the commit: poke the queues, and `settle` before answering"]
@@ -146,35 +148,51 @@ pub async fn lift_expired(tx: &mut PgConnection) -> Result<Vec<Control>, LedgerE
     .map_err(LedgerError::database("ending holds that are over"))
 }
 
-/// Waits until whatever was claimed before the change has started or was given back, so that nothing of the scope starts
-/// once this has answered. Call it after the commit; it holds no connection while it waits.
+/// Waits until every worker that has a job of the scope has seen the change, and has begun what it had claimed before, so
+/// that nothing of the scope starts once this has answered. Call it after the commit; it holds no connection while it
+/// waits. A worker that does not answer is dead to its peers sooner than to this: after [`PATIENCE`] it ends all the same.
 ///
 /// # Errors
 /// [`LedgerError::Database`].
 pub async fn settle(pool: &PgPool, scope: Scope, value: &str) -> Result<(), LedgerError> {
-    let youngest = sqlx::query_scalar!(
-        r#"SELECT extract(epoch FROM longshore_now() - max(started_at))::float8 AS "age"
-           FROM jobs WHERE state = 'running' AND started_at > longshore_now() - $3::float8 * interval '1 second'
-             AND CASE $1::control_scope
-                 WHEN 'all' THEN true
-                 WHEN 'queue' THEN kind = $2
-                 WHEN 'kind' THEN kind = $2
-                 WHEN 'engine' THEN split_part(queue, '@', 2) = $2
-                 WHEN 'tenant' THEN tenant = $2
-                 WHEN 'workspace' THEN workspace_id::text = $2
-             END"#,
-        scope as Scope,
-        value,
-        START_WITHIN.as_secs_f64(),
-    )
-    .fetch_one(pool)
-    .await
-    .map_err(LedgerError::database("looking for runs that just began"))?;
-    if let Some(age) = youngest {
-        let age = Duration::try_from_secs_f64(age).unwrap_or_default();
-        tokio::time::sleep(START_WITHIN.saturating_sub(age)).await;
+    let database = |source| LedgerError::Database {
+        doing: "waiting for workers to see a change",
+        source,
+    };
+    let change =
+        sqlx::query_scalar!(r#"SELECT coalesce(max(seq), 0) AS "seq!" FROM queue_controls"#)
+            .fetch_one(pool)
+            .await
+            .map_err(database)?;
+    let since = std::time::Instant::now();
+    loop {
+        let behind = sqlx::query_scalar!(
+            r#"SELECT DISTINCT name FROM jobs JOIN workers ON name = worker
+               WHERE state = 'running' AND seen_control < $3
+                 AND CASE $1::control_scope
+                     WHEN 'all' THEN true
+                     WHEN 'queue' THEN kind = $2
+                     WHEN 'kind' THEN kind = $2
+                     WHEN 'engine' THEN split_part(queue, '@', 2) = $2
+                     WHEN 'tenant' THEN tenant = $2
+                     WHEN 'workspace' THEN workspace_id::text = $2
+                 END"#,
+            scope as Scope,
+            value,
+            change,
+        )
+        .fetch_all(pool)
+        .await
+        .map_err(database)?;
+        if behind.is_empty() {
+            return Ok(());
+        }
+        if since.elapsed() > PATIENCE {
+            tracing::warn!(workers = ?behind, ?scope, value, "workers have not seen a change of controls");
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN / 4).await;
     }
-    Ok(())
 }
 
 /// Jobs of a queue (a kind) that are claimed or running. With `patience` it looks until there are none or time is up.

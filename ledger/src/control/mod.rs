@@ -2,8 +2,9 @@
 //!
 //! What is closed is closed in one place, admission: a change and an admission exclude each other by one advisory lock,
 //! so that nothing is admitted after a change has been committed. What had been admitted but not claimed goes back in
-//! the change's own transaction; what had been claimed a moment before starts within [`START_WITHIN`] or asks again.
-//! So after [`settle`] has answered, nothing of the scope starts. Rules: `spec: jobs` §8.
+//! the change's own transaction. For what had been claimed a moment before, [`settle`] waits: each worker says which
+//! change it has seen, and says so only after everything it had claimed before has begun. So once `settle` has answered,
+//! nothing of the scope starts. Rules: `spec: jobs` §8.
 //!
 //! A queue in an operator's mouth is a kind; it stands for all its places, `provision@<engine>`.
 
@@ -30,9 +31,6 @@ pub use view::{
 };
 
 use crate::LedgerError;
-
-/// A run that has not started this long after its claim was asked for looks again whether it still may.
-pub(crate) const START_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a control is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
