@@ -16,8 +16,10 @@ use tokio::sync::mpsc;
 
 use crate::operator::Told;
 use crate::proxy::{Network, Proxy};
-use crate::schedule::{Fault, Operation, WORKERS, Who};
+use crate::schedule::{Fault, Operation, Who};
 
+/// Before every key.
+pub(crate) const REDIS_PREFIX: &str = "chaos:";
 /// A process that ended is started again after this.
 const AWAY: Duration = Duration::from_millis(300);
 /// The times that decide when a worker counts as gone, in seconds: shorter than the defaults, in the same order.
@@ -81,7 +83,12 @@ struct Place {
 }
 
 impl Arena {
-    pub(crate) async fn build(directory: &Path, operator: mpsc::UnboundedSender<Told>) -> Self {
+    /// Starts the servers, and makes room for so many workers and an API; [`Arena::tend`] starts those.
+    pub(crate) async fn build(
+        directory: &Path,
+        workers: usize,
+        operator: mpsc::UnboundedSender<Told>,
+    ) -> Self {
         let postgres = OwnPostgres::start().await;
         let redis = OwnRedis::start().await;
         let migrated = longshore()
@@ -111,7 +118,7 @@ impl Arena {
         let admin_token = random::token();
         let nowhere = format!("unix://{}/no-docker.sock", directory.display());
         let settings = [
-            ("LONGSHORE_REDIS_PREFIX", "chaos:"),
+            ("LONGSHORE_REDIS_PREFIX", REDIS_PREFIX),
             ("ADMIN_TOKEN", admin_token.as_str()),
             ("SECRETS_ENCRYPTION_KEY", "01234567890123456789012345678901"),
             ("DOCKER_HOST", nowhere.as_str()),
@@ -137,16 +144,16 @@ impl Arena {
             redis: Proxy::to(redis.socket()).await,
             is_cut_from_postgres: false,
         };
-        let mut workers = Vec::new();
-        for number in 0..WORKERS {
-            workers.push(place(format!("worker-{number}")).await);
+        let mut places = Vec::new();
+        for number in 0..workers {
+            places.push(place(format!("worker-{number}")).await);
         }
         let api = place("api".to_owned()).await;
         Self {
             redis_is: Redis::Up,
             sink,
             sink_port,
-            workers,
+            workers: places,
             api,
             api_port: free_port(),
             admin_token,
@@ -182,12 +189,7 @@ impl Arena {
 
     /// Starts what has ended, and looks whether it might have.
     pub(crate) fn tend(&mut self) {
-        for number in 0..=WORKERS {
-            let who = if number == WORKERS {
-                Who::Api
-            } else {
-                Who::Worker(number)
-            };
+        for who in self.everybody() {
             if let Some(status) = self.place(who).process.as_mut().and_then(Process::status) {
                 self.bury(who, status);
             }
@@ -195,6 +197,17 @@ impl Arena {
                 self.start(who);
             }
         }
+    }
+
+    fn everybody(&self) -> impl Iterator<Item = Who> + use<> {
+        (0..self.workers.len()).map(Who::Worker).chain([Who::Api])
+    }
+
+    /// The process that is there, and whether it takes jobs, or requests.
+    pub(crate) fn seen(&mut self, who: Who) -> Option<(u32, bool)> {
+        let place = self.place(who);
+        let process = place.process.as_ref()?;
+        Some((process.pid(), has_started(&process.log())))
     }
 
     fn place(&mut self, who: Who) -> &mut Place {
@@ -246,7 +259,7 @@ impl Arena {
         place.start_at = Instant::now() + AWAY;
         let (sent, name, pid) = (place.sent.take(), place.name.clone(), process.pid());
         let log = std::fs::read_to_string(&place.log).unwrap_or_default();
-        let had_started = log.contains("takes jobs") || log.contains("the API serves");
+        let had_started = has_started(&log);
         let is_explained = match (status.signal(), status.code()) {
             (Some(signal), _) if signal == Signal::SIGABRT as i32 => {
                 *self
@@ -387,7 +400,7 @@ impl Arena {
             Redis::Frozen => self.thaw_redis(),
             Redis::Down => self.start_redis().await,
         }
-        for who in (0..WORKERS).map(Who::Worker).chain([Who::Api]) {
+        for who in self.everybody() {
             let place = self.place(who);
             place.postgres.set(Network::Whole);
             place.redis.set(Network::Whole);
@@ -400,7 +413,7 @@ impl Arena {
 
     /// Asks every process to leave, and looks that it does.
     pub(crate) async fn close(&mut self) {
-        for who in (0..WORKERS).map(Who::Worker).chain([Who::Api]) {
+        for who in self.everybody() {
             self.signal(who, Signal::SIGTERM);
             let Some(process) = &mut self.place(who).process else {
                 continue;
@@ -410,6 +423,10 @@ impl Arena {
         }
         self.sink.kill();
     }
+}
+
+fn has_started(log: &str) -> bool {
+    log.contains("the worker takes jobs") || log.contains("the API serves")
 }
 
 /// One that is free now, for a server that comes back to the same one.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::time::Duration;
 
 use longshore_base::JobId;
 use serde::Deserialize;
@@ -18,6 +19,7 @@ use crate::requests::Asked;
 use crate::schedule::Plan;
 
 const MAX_ATTEMPTS: i32 = 4;
+const QUARANTINE_CRASHES: i32 = 2;
 
 /// A line of the sink's log.
 #[derive(Debug, Deserialize)]
@@ -27,6 +29,7 @@ struct Effect {
     job: Uuid,
     keys: Vec<String>,
     fence: i64,
+    crashes: i32,
     pid: u32,
     what: String,
 }
@@ -47,6 +50,8 @@ struct Ended {
 #[derive(Debug, Default)]
 struct Run {
     pid: u32,
+    /// Of the job before it.
+    crashes: i32,
     keys: Vec<String>,
     /// From the first accepted effect to the last.
     span: Option<(u64, u64)>,
@@ -83,6 +88,7 @@ pub(crate) async fn violations(
     .unwrap();
     let runs = read_runs(sink_log, &mut wrong);
     check_overlaps(&runs, &mut wrong);
+    check_quarantine(&runs, &mut wrong);
     let mut plans: HashMap<JobId, Plan> = asked.unknown.iter().copied().collect();
     plans.extend(asked.accepted.iter().copied());
     let known: HashSet<Uuid> = jobs.iter().map(|job| job.id).collect();
@@ -123,6 +129,7 @@ fn read_runs(path: &Path, wrong: &mut Vec<String>) -> Runs {
             .entry(effect.fence)
             .or_insert_with(|| Run {
                 pid: effect.pid,
+                crashes: effect.crashes,
                 keys: effect.keys,
                 ..Run::default()
             });
@@ -169,6 +176,32 @@ fn check_overlaps(runs: &Runs, wrong: &mut Vec<String>) {
             if began < ended || next <= fence {
                 wrong.push(format!(
                     "{name}: run {next} began while run {fence} went on"
+                ));
+            }
+        }
+    }
+}
+
+/// What has cost two workers runs alone in its worker.
+fn check_quarantine(runs: &Runs, wrong: &mut Vec<String>) {
+    let mut by_process: HashMap<u32, Vec<(&Run, u64, u64)>> = HashMap::new();
+    for run in runs.values().flat_map(BTreeMap::values) {
+        if let Some((began, ended)) = run.span {
+            by_process
+                .entry(run.pid)
+                .or_default()
+                .push((run, began, ended));
+        }
+    }
+    for (pid, runs) in by_process {
+        for (run, began, ended) in &runs {
+            let beside = runs.iter().filter(|(other, from, to)| {
+                !std::ptr::eq(*run, *other) && from < ended && began < to
+            });
+            let beside = beside.count();
+            if run.crashes >= QUARANTINE_CRASHES && beside > 0 {
+                wrong.push(format!(
+                    "in process {pid} a run in quarantine had {beside} beside it"
                 ));
             }
         }
@@ -266,5 +299,17 @@ fn crash_workers(job: &Ended) -> Vec<String> {
             text.contains("died while running it")
         })
         .filter_map(|error| Some(error["worker"].as_str()?.to_owned()))
+        .collect()
+}
+
+/// When runs ended, in the sink's time.
+pub(crate) fn ends(sink_log: &Path) -> Vec<Duration> {
+    let log = std::fs::read_to_string(sink_log).unwrap();
+    let effects = log
+        .lines()
+        .map(|line| serde_json::from_str::<Effect>(line).unwrap());
+    effects
+        .filter(|effect| effect.accepted && effect.what == "end")
+        .map(|effect| Duration::from_micros(effect.at_us))
         .collect()
 }

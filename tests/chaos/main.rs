@@ -15,7 +15,9 @@ mod arena;
 mod check;
 mod operator;
 mod proxy;
+mod quarantine;
 mod requests;
+mod rolling_deploy;
 mod run;
 mod schedule;
 

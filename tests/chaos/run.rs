@@ -11,11 +11,11 @@ use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, REDIS_PREFIX};
 use crate::check::violations;
 use crate::operator::{create_workspace, operate};
 use crate::requests::ask;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, WORKERS};
 
 const TICK: Duration = Duration::from_millis(50);
 /// From the end of the faults until every job has ended.
@@ -49,14 +49,14 @@ pub(crate) fn length() -> Option<Duration> {
 
 /// Lets everything fail for a while, then looks that nothing came of it.
 pub(crate) async fn chaos(seed: u64, length: Duration) {
-    let directory = directory(seed);
+    let directory = directory(&format!("chaos-{seed}"));
     println!(
         "chaos: seed {seed}, {length:?}; what it sees is in {}",
         directory.display()
     );
     let schedule = Schedule::draw(seed, length);
     let (told, telling) = mpsc::unbounded_channel();
-    let mut arena = Arena::build(&directory, told.clone()).await;
+    let mut arena = Arena::build(&directory, WORKERS, told.clone()).await;
     let api = Caller::at(
         &format!("http://127.0.0.1:{}", arena.api_port),
         Some(&arena.admin_token),
@@ -64,12 +64,7 @@ pub(crate) async fn chaos(seed: u64, length: Duration) {
     let (pool, sink) = (arena.pool().clone(), arena.sink());
     let operating = tokio::spawn(operate(api.clone(), telling));
     let stop = CancellationToken::new();
-    let hints = Hints::new(&HintConfig {
-        url: Secret::new(arena.redis_url()),
-        prefix: "chaos:".to_owned(),
-    })
-    .unwrap();
-    let admitter = Admitter::new(pool.clone(), hints, stop.clone());
+    let admitter = admitter(&arena, &stop);
     let asking = {
         let (pool, requests) = (pool.clone(), schedule.requests.clone());
         tokio::spawn(async move { ask(&pool, &admitter, &sink, &requests, HANDS).await })
@@ -136,7 +131,17 @@ pub(crate) async fn chaos(seed: u64, length: Duration) {
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
-async fn live(pool: &PgPool) -> Option<i64> {
+/// That of those who ask for jobs.
+pub(crate) fn admitter(arena: &Arena, stop: &CancellationToken) -> Admitter {
+    let hints = Hints::new(&HintConfig {
+        url: Secret::new(arena.redis_url()),
+        prefix: REDIS_PREFIX.to_owned(),
+    })
+    .unwrap();
+    Admitter::new(arena.pool().clone(), hints, stop.clone())
+}
+
+pub(crate) async fn live(pool: &PgPool) -> Option<i64> {
     sqlx::query_scalar("SELECT count(*) FROM jobs")
         .fetch_one(pool)
         .await
@@ -180,15 +185,15 @@ async fn wrong_workspaces(pool: &PgPool, made: &[(String, (String, String))]) ->
     }
 }
 
-fn directory(seed: u64) -> PathBuf {
+pub(crate) fn directory(name: &str) -> PathBuf {
     let directory =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}-{}", std::process::id()));
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     directory
 }
 
 /// Writes down what a failing run leaves.
-async fn keep(pool: &PgPool, directory: &Path, arena: &Arena) {
+pub(crate) async fn keep(pool: &PgPool, directory: &Path, arena: &Arena) {
     std::fs::write(directory.join("schedule.log"), &arena.account.journal).unwrap();
     for table in [
         "jobs",
