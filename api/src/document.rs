@@ -10,6 +10,7 @@ use crate::events::EventsApi;
 use crate::health::HealthApi;
 use crate::holds::HoldsApi;
 use crate::jobs::JobsApi;
+use crate::jobs::bulk::BulkJobsApi;
 use crate::jobs::retry::RetryApi;
 use crate::queues::QueuesApi;
 use crate::registry::RegistryApi;
@@ -47,6 +48,7 @@ type Apis = (
     EventsApi,
     SocketApi,
     JobsApi,
+    BulkJobsApi,
     RetryApi,
     QueuesApi,
     HoldsApi,
@@ -63,6 +65,7 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         EventsApi,
         SocketApi,
         JobsApi,
+        BulkJobsApi,
         RetryApi,
         QueuesApi,
         HoldsApi,

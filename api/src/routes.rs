@@ -197,6 +197,7 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/jobs/{job_id}", Class::Job).strict(&[]),
     route(Verb::Get, "/jobs/{job_id}/events", Class::Job).strict(&[]),
     post("/jobs/{job_id}/cancel", Class::Admin, Keyed).strict(&[]),
+    post("/jobs/bulk", Class::Admin, Keyed).strict(&[]),
     post("/jobs/{job_id}/retry", Class::Admin, Keyed).strict(&[]),
     post("/jobs/{job_id}/discard", Class::Admin, Keyed).strict(&[]),
     route(Verb::Get, "/queues", Class::Admin).strict(&["limit", "cursor"]),

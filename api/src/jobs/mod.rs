@@ -1,5 +1,6 @@
 //! Jobs: what was asked for and how it goes (`spec: operations` §1).
 
+pub(crate) mod bulk;
 pub(crate) mod retry;
 mod view;
 mod watch;

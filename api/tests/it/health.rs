@@ -258,7 +258,7 @@ fn the_description_is_made_without_a_service_and_made_for_generators() {
             assert!(
                 [
                     "get", "list", "create", "update", "delete", "send", "open", "watch", "stream",
-                    "cancel", "register", "discover", "check", "pause", "resume", "reject",
+                    "cancel", "act", "register", "discover", "check", "pause", "resume", "reject",
                     "drain", "undrain", "retry", "discard"
                 ]
                 .contains(&verb),

@@ -31,7 +31,7 @@ pub const POLICY: Policy = Policy {
     concurrency: 2,
 };
 /// It works for no organisation.
-const TENANT: &str = "operators";
+pub const TENANT: &str = "operators";
 
 /// What to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
