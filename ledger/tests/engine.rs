@@ -97,6 +97,40 @@ async fn a_waiting_twin_takes_a_second_request_over() {
 }
 
 #[tokio::test]
+async fn a_failed_run_whose_twin_waits_is_superseded_and_its_failure_still_counts() {
+    let rig = Rig::start(Behaviour::GateThenFail).await;
+    let first = rig.enqueue(new_job("k").with_dedupe("d")).await;
+    until("the first to run", || async {
+        state_of(&rig, first).await == "running"
+    })
+    .await;
+    let twin = rig.enqueue(new_job("k").with_dedupe("d")).await;
+    rig.open_gate();
+    until("the twin to take over", || async {
+        state_of(&rig, first).await == "superseded"
+    })
+    .await;
+    let job = rig.job(first).await;
+    let errors: Vec<&str> = job
+        .errors
+        .iter()
+        .map(|error| error.error.as_str())
+        .collect();
+    assert_eq!(
+        (job.attempt, errors),
+        (
+            1,
+            vec!["no luck", "a newer request of the same kind took over"]
+        )
+    );
+    assert!(job.errors[0].retried_at.is_none(), "nobody tries it again");
+    until("the twin to be dead", || async {
+        state_of(&rig, twin).await == "dead"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_failing_job_is_tried_again_and_dies_with_its_history() {
     let rig = Rig::start(Behaviour::Fail(|| {
         Verdict::Retry(JobError::plain("no luck"))

@@ -10,7 +10,7 @@ use longshore_base::testing::TestDatabase;
 use longshore_base::{JobId, Secret, ids, pools::Pools, schema};
 use longshore_ledger::{
     Admitter, Backoff, Engine, EngineConfig, Executor, HintConfig, Hints, HookError, Hooks, Jitter,
-    KindSpec, Kinds, NewJob, Policy, Revival, RunContext, TerminalJob, Verdict, enqueue,
+    JobError, KindSpec, Kinds, NewJob, Policy, Revival, RunContext, TerminalJob, Verdict, enqueue,
     enqueue_many, inspect,
 };
 use sqlx::{PgConnection, PgPool};
@@ -25,6 +25,7 @@ pub(crate) enum Behaviour {
     Done,
     Record(Duration),
     Gate,
+    GateThenFail,
     Fail(fn() -> Verdict),
     SnoozeOnce(Duration),
     Panic,
@@ -51,12 +52,15 @@ impl Executor for TestExecutor {
         match self.behaviour {
             Behaviour::Done => {}
             Behaviour::Record(time) => tokio::time::sleep(time).await,
-            Behaviour::Gate => {
+            Behaviour::Gate | Behaviour::GateThenFail => {
                 while !self.gate.0.load(Ordering::SeqCst) {
                     tokio::select! {
                         () = self.gate.1.notified() => {}
                         () = ctx.stopping() => return ctx.stopped_verdict(),
                     }
+                }
+                if matches!(self.behaviour, Behaviour::GateThenFail) {
+                    return Verdict::Retry(JobError::plain("no luck"));
                 }
             }
             Behaviour::Fail(verdict) => return verdict(),
