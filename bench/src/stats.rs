@@ -9,11 +9,17 @@ pub(crate) fn percentile(samples: &mut [Duration], p: f64) -> Duration {
     samples.get(rank - 1).copied().unwrap_or_default()
 }
 
-/// The middle of some numbers.
+/// The middle of some numbers, or what lies between the two middle ones.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    let at = |index: usize| sorted.get(index).copied().unwrap_or_default();
+    let half = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) {
+        f64::midpoint(at(half.saturating_sub(1)), at(half))
+    } else {
+        at(half)
+    }
 }
 
 /// Milliseconds with two decimals.

@@ -15,6 +15,7 @@ const CHUNK = 5_000;
 export default async function connect({ databaseUrl, ran }) {
   const pgPool = new pg.Pool({ connectionString: databaseUrl, max: 25 });
   pgPool.on("error", (error) => console.error(error));
+  pgPool.on("connect", (client) => client.on("error", (error) => console.error(error)));
   const utils = await makeWorkerUtils({ pgPool });
   let runner;
   return {
@@ -27,6 +28,7 @@ export default async function connect({ databaseUrl, ran }) {
       runner = await run({
         pgPool,
         noHandleSignals: true,
+        parsedCronItems: [],
         taskList: { noop: async () => ran() },
         preset: {
           extends: [WorkerPreset],

@@ -1,5 +1,7 @@
 //! The tables a run ends with: medians of the rounds, how far these lie apart, and ours against each peer.
 
+use std::time::Duration;
+
 use super::stage::Measured;
 use crate::stats::median;
 
@@ -23,12 +25,12 @@ const COLUMNS: [Column; 9] = [
     Column {
         title: "idle p50 ms",
         decimals: 2,
-        of: |m| m.idle_p50.as_secs_f64() * 1e3,
+        of: |m| milliseconds(m.idle_p50),
     },
     Column {
         title: "idle p99 ms",
         decimals: 2,
-        of: |m| m.idle_p99.as_secs_f64() * 1e3,
+        of: |m| milliseconds(m.idle_p99),
     },
     Column {
         title: "CPU s/1000",
@@ -86,7 +88,7 @@ pub(crate) fn print(all: &[Rounds]) {
     head("medians (bytes and CPU seconds: of enqueuing and running, a job or a thousand)");
     for system in all {
         row(&label(system), |column| {
-            format!("{:.*}", column.decimals, median(&system.values(column)))
+            number(median(&system.values(column)), column.decimals)
         });
     }
     if all.iter().any(|system| system.rounds.len() > 1) {
@@ -107,11 +109,24 @@ pub(crate) fn print(all: &[Rounds]) {
             let (own, other) = (median(&ours.values(column)), median(&peer.values(column)));
             // Next to nothing on either side makes no ratio.
             if own > 0.0 && other >= 0.5 * 10_f64.powi(-to_i32(column.decimals)) {
-                format!("{:.2}", own / other)
+                number(own / other, 2)
             } else {
                 "-".to_owned()
             }
         });
+    }
+}
+
+/// Not a number where nothing was measured.
+fn milliseconds(time: Option<Duration>) -> f64 {
+    time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
+}
+
+fn number(value: f64, decimals: usize) -> String {
+    if value.is_nan() {
+        "-".to_owned()
+    } else {
+        format!("{value:.decimals$}")
     }
 }
 
@@ -130,7 +145,7 @@ fn spread(values: &[f64]) -> String {
     let most = values.iter().copied().fold(f64::MIN, f64::max);
     let least = values.iter().copied().fold(f64::MAX, f64::min);
     let middle = median(values);
-    if middle.abs() < f64::EPSILON {
+    if middle.is_nan() || middle.abs() < f64::EPSILON {
         "-".to_owned()
     } else {
         format!("{:.1} %", (most - least) / middle.abs() * 100.0)

@@ -36,8 +36,9 @@ pub(crate) struct Load {
 pub(crate) struct Measured {
     pub(crate) run_rate: f64,
     pub(crate) enqueue_rate: f64,
-    pub(crate) idle_p50: Duration,
-    pub(crate) idle_p99: Duration,
+    /// Nothing where no samples were asked for.
+    pub(crate) idle_p50: Option<Duration>,
+    pub(crate) idle_p99: Option<Duration>,
     /// CPU seconds of a thousand jobs.
     pub(crate) enqueue_cpu: f64,
     pub(crate) run_cpu: f64,
@@ -257,8 +258,8 @@ impl<'a> Stage<'a> {
         }
         self.wait_finished().await?;
         self.stop().await?;
-        measured.idle_p50 = percentile(&mut waits, 0.5);
-        measured.idle_p99 = percentile(&mut waits, 0.99);
+        measured.idle_p50 = Some(percentile(&mut waits, 0.5));
+        measured.idle_p99 = Some(percentile(&mut waits, 0.99));
         Ok(())
     }
 
