@@ -415,6 +415,8 @@ impl Arena {
     pub(crate) async fn close(&mut self) {
         for who in self.everybody() {
             self.signal(who, Signal::SIGTERM);
+        }
+        for who in self.everybody() {
             let Some(process) = &mut self.place(who).process else {
                 continue;
             };

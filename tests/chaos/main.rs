@@ -23,7 +23,7 @@ mod schedule;
 
 use std::time::Duration;
 
-const SHORT: Duration = Duration::from_secs(15);
+const SHORT: Duration = Duration::from_secs(12);
 
 #[tokio::test]
 async fn nothing_is_lost_doubled_or_overlaps_whatever_fails() {

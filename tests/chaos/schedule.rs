@@ -239,7 +239,7 @@ impl Dice {
             Duration::ZERO
         };
         // A job that takes three workers along needs their three funerals.
-        let early = at < length.mul_f64(0.5);
+        let early = at < length.mul_f64(0.3);
         let plan = match self.0.random_range(0..1000) {
             // Which of the twins runs is not known, so they all want the same.
             _ if dedupe_key.is_some() => Plan::Succeed,
