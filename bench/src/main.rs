@@ -1,5 +1,7 @@
 //! Benchmarks: ours beside peers in the same run, printing ratios. Started by `./dev bench`, which brings the servers.
 
+mod fairness;
+mod ledger;
 mod provision;
 mod queue;
 mod resources;
@@ -22,6 +24,8 @@ enum Bench {
     /// Ours as one of the processes that `queue` measures.
     #[command(hide = true)]
     QueueProcess(queue::ProcessArguments),
+    /// How long the single job of a new tenant waits behind the backlogs of others.
+    Fairness(fairness::FairnessArguments),
     /// Workspaces through the whole system beside the same engine calls made raw.
     Provision(provision::ProvisionArguments),
 }
@@ -37,6 +41,7 @@ async fn main() -> anyhow::Result<()> {
     match Arguments::parse().bench {
         Bench::Queue(arguments) => queue::run(*arguments).await,
         Bench::QueueProcess(arguments) => queue::serve(arguments).await,
+        Bench::Fairness(arguments) => fairness::run(arguments).await,
         Bench::Provision(arguments) => provision::run(arguments).await,
     }
 }
