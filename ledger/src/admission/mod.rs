@@ -329,6 +329,9 @@ enum Take<'a> {
 }
 
 /// Gives jobs their slots, and admits those that got all of theirs.
+///
+/// Of several that want the same key only the first one reaches for any of its keys. Did each take what it gets, two with
+/// the same two keys could end with one each, and would again in every later pass.
 async fn take(tx: &mut PgConnection, which: Take<'_>) -> Result<Picked, LedgerError> {
     let (ids, queue, tenant, size, held) = match which {
         Take::These(ids) => (Some(ids), "", "", 0, &[][..]),
@@ -348,9 +351,12 @@ async fn take(tx: &mut PgConnection, which: Take<'_>) -> Result<Picked, LedgerEr
                    ORDER BY priority, seq LIMIT $4
                ))) AND state = 'scheduled' AND wait = 'ready'
                ORDER BY id FOR UPDATE SKIP LOCKED
+           ), wanted AS (
+               SELECT id, key, row_number() OVER (PARTITION BY key ORDER BY array_position($1, id), priority, seq) AS place
+               FROM picked, unnest(keys) AS key
            ), taken AS (
                INSERT INTO job_slots (key, job_id)
-               SELECT key, id FROM picked, unnest(keys) AS key ORDER BY key
+               SELECT key, id FROM wanted WHERE id NOT IN (SELECT id FROM wanted WHERE place > 1) ORDER BY key
                ON CONFLICT DO NOTHING RETURNING job_id
            ), slots AS (
                SELECT job_id, count(*) AS held FROM taken GROUP BY job_id

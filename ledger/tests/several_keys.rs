@@ -1,0 +1,44 @@
+//! Jobs that want several keys at once, some of them the same.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[expect(dead_code, reason = "most of it is for the other tests")]
+mod rig;
+
+use longshore_ledger::control::{Mode, resume, set_mode};
+use longshore_ledger::{NewJob, enqueue};
+use rig::{Behaviour, Rig, new_job, until};
+
+/// Far more pairs than keys: in each pass several jobs want the same two.
+const JOBS: usize = 60;
+
+#[tokio::test]
+async fn jobs_admitted_together_do_not_keep_each_other_from_their_keys() {
+    let rig = Rig::start(Behaviour::Done).await;
+    // Closed until all are there, so that they are chosen together.
+    let mut tx = rig.pool().begin().await.unwrap();
+    set_mode(&mut tx, "test", Mode::Pause, None, "ops")
+        .await
+        .unwrap();
+    for number in 0..JOBS {
+        let keys = match number % 3 {
+            0 => vec!["a".to_owned(), "b".to_owned()],
+            1 => vec!["b".to_owned(), "c".to_owned()],
+            _ => vec!["a".to_owned()],
+        };
+        let job = NewJob {
+            keys,
+            ..new_job("unused")
+        };
+        let _poked_below = enqueue(&mut tx, job).await.unwrap();
+    }
+    resume(&mut tx, "test", "ops").await.unwrap();
+    tx.commit().await.unwrap();
+    rig.poke("test");
+    until("all to succeed", || async {
+        rig.succeeded().await == i64::try_from(JOBS).unwrap()
+    })
+    .await;
+    assert_eq!(rig.runs(), JOBS);
+    assert!(rig.slots().await.is_empty());
+}
