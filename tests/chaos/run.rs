@@ -104,6 +104,7 @@ pub(crate) async fn chaos(seed: u64, length: Duration) {
     arena.close().await;
     let mut wrong = violations(&pool, &asked, &arena.account, &directory.join("sink.jsonl")).await;
     wrong.extend(wrong_workspaces(&pool, &workspaces).await);
+    wrong.extend(forgotten_waiters(&directory));
     println!(
         "chaos: {} jobs asked for, {} commits unanswered, {} workspaces; {:?}; settled in {settled:.1?}",
         asked.accepted.len(),
@@ -183,6 +184,19 @@ async fn wrong_workspaces(pool: &PgPool, made: &[(String, (String, String))]) ->
     } else {
         vec![format!("workspaces: {found:#?}, expected {expected:#?}")]
     }
+}
+
+/// The pass that wakes them is for what should not be.
+fn forgotten_waiters(directory: &Path) -> Vec<String> {
+    let logs = std::fs::read_dir(directory).unwrap().flatten();
+    logs.filter_map(|log| {
+        let text = std::fs::read_to_string(log.path()).ok()?;
+        let line = text
+            .lines()
+            .find(|line| line.contains("jobs waited for keys nobody held"))?;
+        Some(format!("{}: {line}", log.file_name().display()))
+    })
+    .collect()
 }
 
 pub(crate) fn directory(name: &str) -> PathBuf {

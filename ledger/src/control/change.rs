@@ -150,7 +150,7 @@ pub async fn lift_expired(tx: &mut PgConnection) -> Result<Vec<Control>, LedgerE
 
 /// Waits until every worker that has a job of the scope has seen the change, and has begun what it had claimed before, so
 /// that nothing of the scope starts once this has answered. Call it after the commit; it holds no connection while it
-/// waits. A worker that does not answer is dead to its peers sooner than to this: after [`PATIENCE`] it ends all the same.
+/// waits. A worker that does not answer is dead to its peers sooner than to this: after twenty seconds it ends all the same.
 ///
 /// # Errors
 /// [`LedgerError::Database`].
