@@ -29,7 +29,7 @@ pub(crate) async fn claim(
            FROM longshore_now() AS now
            WHERE id = ANY (ARRAY(
                SELECT id FROM jobs WHERE id = ANY ($1) AND state NOT IN ('scheduled', 'running') AND id::text || ':' || dispatch = ANY ($2)
-               ORDER BY id FOR UPDATE
+               ORDER BY id FOR NO KEY UPDATE
            )) AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
            RETURNING id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
                token AS "token!", deadline_at, created_by, checkpoint"#,

@@ -105,8 +105,9 @@ pub async fn enqueue(tx: &mut PgConnection, job: NewJob) -> Result<Enqueued, Led
             existing: false,
         });
     }
+    // Shared, which a claim's lock waits for: the run must see what this transaction wrote.
     let waiting = sqlx::query!(
-        "SELECT id, queue FROM jobs WHERE kind = $1 AND dedupe_key = $2 AND state IN ('scheduled', 'queued') FOR KEY SHARE",
+        "SELECT id, queue FROM jobs WHERE kind = $1 AND dedupe_key = $2 AND state IN ('scheduled', 'queued') FOR SHARE",
         job.kind,
         job.dedupe_key
     )
@@ -164,7 +165,8 @@ pub async fn enqueue_many(
 /// Whether a due job stands before a new one on any of these keys.
 ///
 /// A slot that is being freed at this moment holds us here until that transaction has ended: had it looked for its
-/// successor before this job was visible, the job would wait for nobody.
+/// successor before this job was visible, the job would wait for nobody. For the same reason the job we found before
+/// this one, waiting itself, cannot end before our commit; it may be admitted and run.
 async fn is_key_taken(tx: &mut PgConnection, keys: &[String]) -> Result<bool, LedgerError> {
     if keys.is_empty() {
         return Ok(false);
@@ -179,18 +181,27 @@ async fn is_key_taken(tx: &mut PgConnection, keys: &[String]) -> Result<bool, Le
     if held.is_some() {
         return Ok(true);
     }
-    sqlx::query_scalar!(
-        r#"SELECT EXISTS (
-               SELECT 1 FROM jobs WHERE keys[1] = ANY($1) AND cardinality(keys) = 1 AND state = 'scheduled' AND wait <> 'time'
-           ) OR EXISTS (
-               SELECT 1 FROM job_keys JOIN jobs ON jobs.id = job_keys.job_id
-               WHERE job_keys.key = ANY($1) AND state = 'scheduled' AND wait <> 'time'
-           ) AS "taken!""#,
+    let before = sqlx::query_scalar!(
+        r#"SELECT id FROM jobs WHERE keys[1] = ANY($1) AND cardinality(keys) = 1 AND state = 'scheduled' AND wait <> 'time'
+           LIMIT 1 FOR KEY SHARE"#,
         keys
     )
-    .fetch_one(&mut *tx)
+    .fetch_optional(&mut *tx)
     .await
-    .map_err(LedgerError::database("looking for jobs before this one on its keys"))
+    .map_err(LedgerError::database("looking for jobs before this one on its keys"))?;
+    if before.is_some() {
+        return Ok(true);
+    }
+    let before = sqlx::query_scalar!(
+        r#"SELECT jobs.id FROM job_keys JOIN jobs ON jobs.id = job_keys.job_id
+           WHERE job_keys.key = ANY($1) AND state = 'scheduled' AND wait <> 'time'
+           LIMIT 1 FOR KEY SHARE OF jobs"#,
+        keys
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(LedgerError::database("looking for jobs of several keys before this one"))?;
+    Ok(before.is_some())
 }
 
 async fn record_keys(tx: &mut PgConnection, id: JobId, keys: &[String]) -> Result<(), LedgerError> {

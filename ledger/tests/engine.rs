@@ -9,9 +9,10 @@
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod rig;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use longshore_ledger::{CancelOutcome, JobError, Verdict, cancel, inspect};
+use longshore_ledger::control::{Mode, resume, set_mode};
+use longshore_ledger::{CancelOutcome, JobError, Verdict, cancel, enqueue, inspect};
 use rig::{Behaviour, NewJobExt as _, Rig, new_job, state_of, until};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -69,6 +70,44 @@ async fn two_jobs_of_one_key_never_overlap_and_run_in_order() {
     assert!(
         spans.windows(2).all(|pair| pair[0].end <= pair[1].start),
         "no two at the same time"
+    );
+}
+
+#[tokio::test]
+async fn a_job_asked_for_while_the_one_before_it_starts_and_ends_is_woken() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let mut tx = rig.pool().begin().await.unwrap();
+    set_mode(&mut tx, "test", Mode::Pause, None, "ops")
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let first = rig.enqueue(new_job("k")).await;
+    let mut asking = rig.pool().begin().await.unwrap();
+    let second = enqueue(&mut asking, new_job("k")).await.unwrap();
+    let mut tx = rig.pool().begin().await.unwrap();
+    resume(&mut tx, "test", "ops").await.unwrap();
+    tx.commit().await.unwrap();
+    rig.poke("test");
+    // Its end may have to wait for us; if not, it does not see who comes after it.
+    until("the first to end, or to wait for the second", || async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        state_of(&rig, first).await == "succeeded"
+            || (rig.runs() == 1 && rig.count(waiting).await > 0)
+    })
+    .await;
+    asking.commit().await.unwrap();
+    rig.poke("test");
+    let committed = Instant::now();
+    until("both to succeed", || async {
+        state_of(&rig, second.job_id).await == "succeeded"
+            && state_of(&rig, first).await == "succeeded"
+    })
+    .await;
+    // Sooner than the pass for waiters that were forgotten.
+    assert!(
+        committed.elapsed() < 5 * SECOND,
+        "{:?}",
+        committed.elapsed()
     );
 }
 

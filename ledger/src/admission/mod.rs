@@ -350,7 +350,7 @@ async fn take(tx: &mut PgConnection, which: Take<'_>) -> Result<Picked, LedgerEr
                      AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
                    ORDER BY priority, seq LIMIT $4
                ))) AND state = 'scheduled' AND wait = 'ready'
-               ORDER BY id FOR UPDATE SKIP LOCKED
+               ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
            ), wanted AS (
                SELECT id, key, row_number() OVER (PARTITION BY key ORDER BY array_position($1, id), priority, seq) AS place
                FROM picked, unnest(keys) AS key
