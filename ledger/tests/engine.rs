@@ -77,7 +77,7 @@ async fn two_jobs_of_one_key_never_overlap_and_run_in_order() {
 async fn a_job_asked_for_while_the_one_before_it_starts_and_ends_is_woken() {
     let rig = Rig::start(Behaviour::Done).await;
     let mut tx = rig.pool().begin().await.unwrap();
-    set_mode(&mut tx, "test", Mode::Pause, None, "ops")
+    let _poked_below = set_mode(&mut tx, "test", Mode::Pause, None, "ops")
         .await
         .unwrap();
     tx.commit().await.unwrap();

@@ -17,7 +17,7 @@ async fn jobs_admitted_together_do_not_keep_each_other_from_their_keys() {
     let rig = Rig::start(Behaviour::Done).await;
     // Closed until all are there, so that they are chosen together.
     let mut tx = rig.pool().begin().await.unwrap();
-    set_mode(&mut tx, "test", Mode::Pause, None, "ops")
+    let _poked_below = set_mode(&mut tx, "test", Mode::Pause, None, "ops")
         .await
         .unwrap();
     for number in 0..JOBS {
