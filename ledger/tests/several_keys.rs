@@ -42,3 +42,44 @@ async fn jobs_admitted_together_do_not_keep_each_other_from_their_keys() {
     assert_eq!(rig.runs(), JOBS);
     assert!(rig.slots().await.is_empty());
 }
+
+#[tokio::test]
+async fn who_waits_behind_a_job_of_several_keys_is_not_taken_for_forgotten() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let mut tx = rig.pool().begin().await.unwrap();
+    let _never_opened = set_mode(&mut tx, "test", Mode::Pause, None, "ops")
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let first = NewJob {
+        keys: vec!["a".to_owned(), "b".to_owned()],
+        ..new_job("unused")
+    };
+    rig.enqueue(first).await;
+    for keys in [vec!["b".to_owned()], vec!["b".to_owned(), "c".to_owned()]] {
+        let waiter = NewJob {
+            keys,
+            ..new_job("unused")
+        };
+        rig.enqueue(waiter).await;
+    }
+    // One that really is forgotten shows that the pass has been here; it comes every 15 s or so.
+    let forgotten = NewJob {
+        keys: vec!["d".to_owned()],
+        ..new_job("unused")
+    };
+    let forgotten = rig.enqueue(forgotten).await;
+    sqlx::query("UPDATE jobs SET wait = 'key' WHERE id = $1")
+        .bind(forgotten.0)
+        .execute(rig.pool())
+        .await
+        .unwrap();
+    until("the forgotten one to be woken", || async {
+        rig.count("SELECT count(*) FROM jobs WHERE keys = '{d}' AND wait = 'ready'")
+            .await
+            == 1
+    })
+    .await;
+    let waiting = "SELECT count(*) FROM jobs WHERE wait = 'key'";
+    assert_eq!(rig.count(waiting).await, 2);
+}
