@@ -64,18 +64,20 @@ pub(crate) async fn end_overdue(
     Ok(())
 }
 
-/// Wakes waiters whose keys nobody holds, nor is about to be given. There should be none; a crash between two statements of another version, or
-/// a hand in the database, could leave one.
+/// Wakes waiters whose keys nobody holds, nor is about to be given, nor has waited for longer. There should be none; a crash
+/// between two statements of another version, or a hand in the database, could leave one.
 pub(crate) async fn wake_forgotten(pool: &PgPool, admitter: &Admitter) -> Result<(), LedgerError> {
     let queues = sqlx::query_scalar!(
         r#"WITH forgotten AS (
-               SELECT DISTINCT ON (keys) id FROM jobs
+               SELECT id FROM jobs
                WHERE state = 'scheduled' AND wait = 'key' AND NOT EXISTS (SELECT 1 FROM job_slots WHERE key = ANY(jobs.keys))
                  AND NOT EXISTS (SELECT 1 FROM jobs AS first WHERE first.keys[1] = ANY(jobs.keys) AND cardinality(first.keys) = 1
-                                 AND first.state = 'scheduled' AND first.wait = 'ready')
+                                 AND first.state = 'scheduled' AND first.wait <> 'time'
+                                 AND (first.wait = 'ready' OR first.seq < jobs.seq))
                  AND NOT EXISTS (SELECT 1 FROM job_keys JOIN jobs AS first ON first.id = job_keys.job_id
-                                 WHERE job_keys.key = ANY(jobs.keys) AND first.state = 'scheduled' AND first.wait = 'ready')
-               ORDER BY keys, seq LIMIT $1
+                                 WHERE job_keys.key = ANY(jobs.keys) AND first.state = 'scheduled' AND first.wait <> 'time'
+                                 AND (first.wait = 'ready' OR first.seq < jobs.seq))
+               ORDER BY seq LIMIT $1
            ), woken AS (
                UPDATE jobs SET wait = $2 FROM forgotten WHERE jobs.id = forgotten.id AND jobs.state = 'scheduled' RETURNING jobs.queue
            )

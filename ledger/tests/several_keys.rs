@@ -56,9 +56,10 @@ async fn who_waits_behind_a_job_of_several_keys_is_not_taken_for_forgotten() {
         ..new_job("unused")
     };
     rig.enqueue(first).await;
-    for keys in [vec!["b".to_owned()], vec!["b".to_owned(), "c".to_owned()]] {
+    // The last one behind one that itself waits.
+    for keys in [vec!["b"], vec!["b", "c"], vec!["c"]] {
         let waiter = NewJob {
-            keys,
+            keys: keys.into_iter().map(str::to_owned).collect(),
             ..new_job("unused")
         };
         rig.enqueue(waiter).await;
@@ -81,5 +82,5 @@ async fn who_waits_behind_a_job_of_several_keys_is_not_taken_for_forgotten() {
     })
     .await;
     let waiting = "SELECT count(*) FROM jobs WHERE wait = 'key'";
-    assert_eq!(rig.count(waiting).await, 2);
+    assert_eq!(rig.count(waiting).await, 3);
 }
