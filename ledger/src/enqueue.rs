@@ -200,7 +200,9 @@ async fn is_key_taken(tx: &mut PgConnection, keys: &[String]) -> Result<bool, Le
     )
     .fetch_optional(&mut *tx)
     .await
-    .map_err(LedgerError::database("looking for jobs of several keys before this one"))?;
+    .map_err(LedgerError::database(
+        "looking for jobs of several keys before this one",
+    ))?;
     Ok(before.is_some())
 }
 

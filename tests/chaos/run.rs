@@ -18,8 +18,8 @@ use crate::requests::ask;
 use crate::schedule::{Schedule, WORKERS};
 
 const TICK: Duration = Duration::from_millis(50);
-/// From the end of the faults until every job has ended.
-const SETTLES: Duration = Duration::from_secs(90);
+/// Longest time without the end of a job once the faults have ended. How long all take depends on how many there are.
+const STANDS_STILL: Duration = Duration::from_secs(45);
 /// Those who ask for jobs at the same time.
 const HANDS: usize = 3;
 const DEFAULT_SEED: u64 = 20_260_101;
@@ -82,17 +82,21 @@ pub(crate) async fn chaos(seed: u64, length: Duration) {
     }
     arena.heal().await;
     let settling = Instant::now();
+    let (mut left, mut moved) = (None, Instant::now());
     loop {
         arena.tend();
+        let now_left = live(&pool).await;
         let is_asked = asking.is_finished() && people.is_finished();
-        if is_asked && live(&pool).await == Some(0) {
+        if is_asked && now_left == Some(0) {
             break;
         }
-        if settling.elapsed() > SETTLES {
-            let left = live(&pool).await;
+        if now_left != left {
+            (left, moved) = (now_left, Instant::now());
+        }
+        if moved.elapsed() > STANDS_STILL {
             keep(&pool, &directory, &arena).await;
             panic!(
-                "after {SETTLES:?} {left:?} jobs are left; see {}",
+                "seed {seed}: {left:?} jobs are left, none of which ended for {STANDS_STILL:?}; see {}",
                 directory.display()
             );
         }
