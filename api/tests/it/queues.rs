@@ -44,8 +44,6 @@ async fn a_queue_is_a_kind_with_its_places_folded_in() {
         .unwrap()
         .iter()
         .map(|queue| queue["name"].as_str().unwrap())
-        // A kind for tests of the job engine, there with the feature `failpoints`.
-        .filter(|name| *name != "effect")
         .collect();
     assert!(names.is_sorted(), "{names:?}");
     for kind in ["provision", "rest", "stop"] {

@@ -91,10 +91,7 @@ fn values_in_force_are_logged_without_secrets() {
         ));
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("LONGSHORE_DATABASE_CONNECTIONS"), "{err}");
-    assert!(
-        err.contains("cannot connect to Postgres at 127.0.0.1:1"),
-        "{err}"
-    );
+    assert!(err.contains("nothing listens at 127.0.0.1:1"), "{err}");
     assert!(!err.contains("hunter2"), "{err}");
 }
 
