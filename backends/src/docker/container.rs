@@ -11,8 +11,8 @@ use longshore_base::{Secret, WorkspaceId};
 use super::config::{TierLimit, TierLimits};
 use super::labels::Mark;
 use super::names::{
-    AGENT_PORT, AGENT_PORT_KEY, CONFIGS, HOST_GATEWAY, SESSION_RUNTIME, SESSIONS, WORKSPACE,
-    config_volume, session_volume, workspace_volume,
+    AGENT_PORT, AGENT_PORT_KEY, CONFIGS, HOST_GATEWAY, SESSION_RUNTIME, WORKSPACE, config_volume,
+    session_volume, sessions, workspace_volume,
 };
 use crate::{BackendError, StartSpec, WorkspaceAccess};
 
@@ -203,7 +203,7 @@ fn binds(spec: &StartSpec, tier: Tier) -> Vec<String> {
         WorkspaceMount::Directory(bind) => bind,
         WorkspaceMount::Volume => format!("{}:{WORKSPACE}", workspace_volume(spec.workspace_id)),
     });
-    binds.extend(volumes.session.map(|name| format!("{name}:{SESSIONS}")));
+    binds.extend(volumes.session.map(|name| format!("{name}:{}", sessions())));
     if tier == Tier::Full {
         binds.push("/var/run/docker.sock:/var/run/docker.sock".to_owned());
     }

@@ -7,10 +7,12 @@ use longshore_base::secret::sha256;
 pub(super) const CONFIGS: &str = "/configs";
 /// Where the work is.
 pub(super) const WORKSPACE: &str = "/workspace";
-/// Where `claude-code` keeps its sessions.
-pub(super) const SESSIONS: &str = "/root/.claude/sessions";
+/// The home of the user that agents are inside their containers.
+const AGENT_HOME: &str = "/root";
 /// The runtime that has sessions.
 pub(super) const SESSION_RUNTIME: &str = "claude-code";
+/// The tool of that runtime, whose sessions they are.
+const SESSION_TOOL: &str = "claude";
 /// Where every agent listens.
 pub(super) const AGENT_PORT: u16 = 8000;
 /// The same, as the engine writes it.
@@ -23,7 +25,12 @@ pub(super) fn config_volume(id: WorkspaceId) -> String {
 }
 
 pub(super) fn session_volume(id: WorkspaceId) -> String {
-    format!("{}-claude-sessions", id.container_name())
+    format!("{}-{SESSION_TOOL}-sessions", id.container_name())
+}
+
+/// Where that tool keeps them in the container.
+pub(super) fn sessions() -> String {
+    format!("{AGENT_HOME}/.{SESSION_TOOL}/sessions")
 }
 
 /// The one name with the whole id: work must never be shared, not even by a collision of first halves.
