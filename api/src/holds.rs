@@ -201,8 +201,7 @@ impl HoldsApi {
             })
             .await?;
         if let Some(((scope, value), pokes)) = set {
-            pokes.iter().for_each(|queue| state.admitter.poke(queue));
-            state.bus.poke();
+            state.poke(&pokes);
             settle(&state.pools.work, scope, &value)
                 .await
                 .map_err(ledger)?;

@@ -115,6 +115,12 @@ impl ApiState {
         }))
     }
 
+    /// Lets admission look at these queues now, and tells everybody of the events that were committed with them.
+    pub(crate) fn poke(&self, queues: &[String]) {
+        queues.iter().for_each(|queue| self.admitter.poke(queue));
+        self.bus.poke();
+    }
+
     /// From now on `/readyz` answers 503, so that balancers send nobody new.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);

@@ -1,8 +1,11 @@
 //! What a job is, at the points where code holds one.
 
 use longshore_base::{JobId, Timestamp, WorkspaceId};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::verdict::JobError;
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
@@ -87,6 +90,17 @@ pub struct ClaimedJob {
     pub created_by: String,
     /// What an earlier run left for this one ([`FencedTx::record_checkpoint`](crate::FencedTx::record_checkpoint)).
     pub checkpoint: Option<serde_json::Value>,
+}
+
+impl ClaimedJob {
+    /// Its arguments, as the kind knows them.
+    ///
+    /// # Errors
+    /// They have another shape than their version promises; no later attempt could read them either.
+    pub fn read_args<T: DeserializeOwned>(&self) -> Result<T, JobError> {
+        T::deserialize(&self.args)
+            .map_err(|error| JobError::new("the job's arguments cannot be read", &error))
+    }
 }
 
 /// A job at its end, as hooks see it.

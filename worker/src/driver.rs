@@ -31,6 +31,21 @@ pub(crate) struct PassReport {
     pub(crate) sample: Vec<String>,
 }
 
+/// How many a report names.
+const SAMPLE: usize = 10;
+
+impl PassReport {
+    /// Of a pass that looked only at what it then acted on.
+    pub(crate) fn of_acted(on: impl ExactSizeIterator<Item = impl ToString>) -> Self {
+        Self {
+            seen: on.len(),
+            acted: on.len(),
+            sample: on.take(SAMPLE).map(|one| one.to_string()).collect(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Why a pass could not be made.
 pub(crate) type PassError = Box<dyn std::error::Error + Send + Sync>;
 

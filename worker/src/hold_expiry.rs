@@ -60,15 +60,6 @@ impl Reconciler for HoldExpiry {
             self.fleet.bus.poke();
         }
         freed.iter().for_each(|queue| self.admitter.poke(queue));
-        Ok(PassReport {
-            seen: over.len(),
-            acted: over.len(),
-            sample: over
-                .iter()
-                .take(10)
-                .map(|hold| hold.id.to_string())
-                .collect(),
-            ..PassReport::default()
-        })
+        Ok(PassReport::of_acted(over.iter().map(|hold| hold.id)))
     }
 }

@@ -44,15 +44,8 @@ impl Reconciler for ProvisionTimeout {
                 "the agent was never heard of; the workspace has failed"
             );
         }
-        Ok(PassReport {
-            seen: overdue.len(),
-            acted: overdue.len(),
-            sample: overdue
-                .iter()
-                .take(10)
-                .map(|workspace| workspace.id.to_string())
-                .collect(),
-            ..PassReport::default()
-        })
+        Ok(PassReport::of_acted(
+            overdue.iter().map(|workspace| workspace.id),
+        ))
     }
 }

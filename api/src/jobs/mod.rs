@@ -169,8 +169,7 @@ impl JobsApi {
             })
             .await?;
         if let Some(queues) = pokes.flatten() {
-            queues.iter().for_each(|queue| state.admitter.poke(queue));
-            state.bus.poke();
+            state.poke(&queues);
         }
         Ok(answer)
     }

@@ -1,7 +1,7 @@
 //! Bringing a finished job back, and putting one away (`spec: operations` §1).
 
 use longshore_base::JobId;
-use longshore_events::{append, names};
+use longshore_events::{NewEvent, append, names};
 use longshore_ledger::inspect::{JobView, find_job};
 use longshore_ledger::{DiscardOutcome, RetryOutcome, discard, retry};
 use poem_openapi::param::Path;
@@ -83,9 +83,7 @@ impl RetryApi {
                 };
                 let job = load(tx, id, NOT_RETRIED).await?;
                 require_accepted(tx, &queue, &job.tenant, job.workspace_id, NOT_RETRIED).await?;
-                let what = json!({ "job_id": id, "kind": job.kind });
-                let mut event = change_event(names::JOB_RETRIED, what, &by, reason.as_deref());
-                event.workspace_id = job.workspace_id;
+                let event = event_of(names::JOB_RETRIED, &job, &by, reason.as_deref());
                 append(tx, event)
                     .await
                     .map_err(|error| ApiError::internal(NOT_RETRIED, error))?;
@@ -94,8 +92,7 @@ impl RetryApi {
             })
             .await?;
         if let Some(queue) = poke {
-            state.admitter.poke(&queue);
-            state.bus.poke();
+            state.poke(&[queue]);
         }
         Ok(answer)
     }
@@ -133,9 +130,7 @@ impl RetryApi {
                     DiscardOutcome::Unknown => return Err(ApiError::not_found("job not found")),
                 };
                 let job = load(tx, id, NOT_DISCARDED).await?;
-                let what = json!({ "job_id": id, "kind": job.kind });
-                let mut event = change_event(names::JOB_DISCARDED, what, &by, reason.as_deref());
-                event.workspace_id = job.workspace_id;
+                let event = event_of(names::JOB_DISCARDED, &job, &by, reason.as_deref());
                 append(tx, event)
                     .await
                     .map_err(|error| ApiError::internal(NOT_DISCARDED, error))?;
@@ -143,10 +138,17 @@ impl RetryApi {
             })
             .await?;
         if let Some(queues) = pokes {
-            queues.iter().for_each(|queue| state.admitter.poke(queue));
-            state.bus.poke();
+            state.poke(&queues);
         }
         Ok(answer)
+    }
+}
+
+fn event_of(name: &'static str, job: &JobView, by: &str, reason: Option<&str>) -> NewEvent {
+    let what = json!({ "job_id": job.id, "kind": job.kind });
+    NewEvent {
+        workspace_id: job.workspace_id,
+        ..change_event(name, what, by, reason)
     }
 }
 

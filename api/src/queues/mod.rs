@@ -128,8 +128,9 @@ impl QueuesApi {
         name: Path<String>,
         body: JsonBody<ChangeRequest>,
     ) -> ApiResult<Json<QueueDetails>> {
-        close(&state, &access.0, &name.0, Mode::Pause, body.0).await?;
-        load(&state, &name.0, NOT_CHANGED).await.map(Json)
+        close(&state, &access.0, &name.0, Mode::Pause, body.0)
+            .await
+            .map(Json)
     }
 
     /// Drains a queue: nothing of it starts any more. With `wait` the answer comes when nothing of it runs any more.
@@ -150,9 +151,8 @@ impl QueuesApi {
         if wait.0.is_some_and(|seconds| seconds > LONGEST_WAIT) {
             return Err(ApiError::bad_request("wait must be from 0 to 300"));
         }
-        close(&state, &access.0, &name.0, Mode::Drain, body.0).await?;
+        let queue = close(&state, &access.0, &name.0, Mode::Drain, body.0).await?;
         let Some(patience) = wait.0.map(Duration::from_secs) else {
-            let queue = load(&state, &name.0, NOT_CHANGED).await?;
             return Ok(DrainQueueResponse::Drained(Json(DrainAnswer::Queue(queue))));
         };
         // A server that leaves waits for nobody.
@@ -185,8 +185,9 @@ impl QueuesApi {
         name: Path<String>,
         body: JsonBody<ChangeRequest>,
     ) -> ApiResult<Json<QueueDetails>> {
-        close(&state, &access.0, &name.0, Mode::Reject, body.0).await?;
-        load(&state, &name.0, NOT_CHANGED).await.map(Json)
+        close(&state, &access.0, &name.0, Mode::Reject, body.0)
+            .await
+            .map(Json)
     }
 
     /// Lets a queue run again.
@@ -202,8 +203,7 @@ impl QueuesApi {
         name: Path<String>,
         body: JsonBody<ChangeRequest>,
     ) -> ApiResult<Json<QueueDetails>> {
-        resume(&state, &access.0, &name.0, body.0).await?;
-        load(&state, &name.0, NOT_CHANGED).await.map(Json)
+        resume(&state, &access.0, &name.0, body.0).await.map(Json)
     }
 
     /// Changes how much of a queue may run. Limits that are not named stay as they are; null removes one.
@@ -260,7 +260,7 @@ async fn close(
     name: &str,
     mode: Mode,
     request: ChangeRequest,
-) -> ApiResult<()> {
+) -> ApiResult<QueueDetails> {
     let ledger = |error| ApiError::ledger(error, NOT_CHANGED);
     let queue = find_queue(state, name)?;
     let reason = request.reason()?;
@@ -283,7 +283,8 @@ async fn close(
     commit_and_poke(state, tx, &changed.pokes).await?;
     settle(&state.pools.work, Scope::Queue, queue)
         .await
-        .map_err(ledger)
+        .map_err(ledger)?;
+    load(state, queue, NOT_CHANGED).await
 }
 
 async fn resume(
@@ -291,7 +292,7 @@ async fn resume(
     caller: &Principal,
     name: &str,
     request: ChangeRequest,
-) -> ApiResult<()> {
+) -> ApiResult<QueueDetails> {
     let ledger = |error| ApiError::ledger(error, NOT_CHANGED);
     let queue = find_queue(state, name)?;
     let reason = request.reason()?;
@@ -306,7 +307,8 @@ async fn resume(
             .map_err(|error| ApiError::internal(NOT_CHANGED, error))?;
     }
     let pokes = queues_to_poke(&mut tx, Some(queue)).await.map_err(ledger)?;
-    commit_and_poke(state, tx, &pokes).await
+    commit_and_poke(state, tx, &pokes).await?;
+    load(state, queue, NOT_CHANGED).await
 }
 
 /// Commits a change, tells of its event, and lets admission look at what it opened.
@@ -321,7 +323,6 @@ pub(crate) async fn commit_and_poke(
     tx.commit()
         .await
         .map_err(|error| ApiError::database(error, NOT_CHANGED))?;
-    queues.iter().for_each(|queue| state.admitter.poke(queue));
-    state.bus.poke();
+    state.poke(queues);
     Ok(())
 }

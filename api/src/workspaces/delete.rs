@@ -91,10 +91,7 @@ pub(crate) async fn delete(
     for id in removed.ids() {
         state.fleet.presence.clear(id).await;
     }
-    for queue in &removal.pokes {
-        state.admitter.poke(queue);
-    }
-    state.bus.poke();
+    state.poke(&removal.pokes);
     answer(state, &removed, &removal.jobs).await
 }
 

@@ -71,14 +71,9 @@ impl From<Fenced> for Stop {
 impl Executor for ProvisionExecutor {
     async fn run(&self, ctx: &RunContext) -> Verdict {
         let job = ctx.job();
-        let args: Args = match serde_json::from_value(job.args.clone()) {
+        let args: Args = match job.read_args() {
             Ok(args) => args,
-            Err(error) => {
-                return Verdict::Permanent(JobError::new(
-                    "the job's arguments cannot be read",
-                    &error,
-                ));
-            }
+            Err(unreadable) => return Verdict::Permanent(unreadable),
         };
         let id = args.workspace_id;
         tracing::info!(

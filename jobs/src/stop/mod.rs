@@ -125,14 +125,9 @@ pub struct StopExecutor {
 impl Executor for StopExecutor {
     async fn run(&self, ctx: &RunContext) -> Verdict {
         let job = ctx.job();
-        let args: Args = match serde_json::from_value(job.args.clone()) {
+        let args: Args = match job.read_args() {
             Ok(args) => args,
-            Err(error) => {
-                return Verdict::Permanent(JobError::new(
-                    "the job's arguments cannot be read",
-                    &error,
-                ));
-            }
+            Err(unreadable) => return Verdict::Permanent(unreadable),
         };
         let Ok(backend) = self.backends.choose() else {
             return Verdict::Retry(JobError::plain(
