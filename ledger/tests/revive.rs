@@ -292,3 +292,86 @@ async fn days_that_nobody_keeps_are_dropped_and_no_others() {
     );
     assert_eq!(state_of(&rig, held).await, "scheduled");
 }
+
+/// A history with days that are due: one per outcome that is pruned, ten days old.
+async fn with_old_days(rig: &Rig) -> Retention {
+    ensure_partitions(rig.pool()).await.unwrap();
+    rig.advance(Duration::from_secs(10 * 24 * 3600)).await;
+    ensure_partitions(rig.pool()).await.unwrap();
+    Retention {
+        succeeded_days: 1,
+        dead_days: 1,
+        cancelled_days: 1,
+        superseded_days: 0,
+    }
+}
+
+/// A transaction that uses a table until it is dropped, as a slow reader or a dump does.
+async fn reader_of(rig: &Rig, table: &str) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut tx = rig.pool().begin().await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}")))
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx
+}
+
+#[tokio::test]
+async fn a_day_that_somebody_reads_is_left_for_later_and_the_others_go() {
+    let rig = Rig::start(Behaviour::Done).await;
+    let keep = with_old_days(&rig).await;
+    let read: String = sqlx::query_scalar(
+        "SELECT min(relname::text) FROM pg_class WHERE relname LIKE 'job_history_dead_2%'",
+    )
+    .fetch_one(rig.pool())
+    .await
+    .unwrap();
+    let reader = reader_of(&rig, &read).await;
+    let pruned = prune(rig.pool(), keep).await.unwrap();
+    assert_eq!(pruned.busy, std::slice::from_ref(&read));
+    for outcome in ["succeeded", "dead", "cancelled"] {
+        let of_outcome = format!("job_history_{outcome}_");
+        assert!(
+            pruned
+                .partitions
+                .iter()
+                .any(|name| name.starts_with(&of_outcome)),
+            "{pruned:?}"
+        );
+    }
+    reader.commit().await.unwrap();
+    let pruned = prune(rig.pool(), keep).await.unwrap();
+    assert_eq!((pruned.partitions, pruned.busy), (vec![read], vec![]));
+}
+
+#[tokio::test]
+async fn jobs_go_on_ending_while_a_reader_of_the_whole_history_keeps_days_from_being_made_and_dropped()
+ {
+    let rig = Rig::start(Behaviour::Done).await;
+    let keep = with_old_days(&rig).await;
+    let reader = reader_of(&rig, "job_history").await;
+    // Days are missing too, as at midnight.
+    rig.advance(Duration::from_secs(2 * 24 * 3600)).await;
+    let mut due = 0;
+    for round in 0..3 {
+        let keys: Vec<String> = (0..50).map(|n| format!("{round}-{n}")).collect();
+        rig.enqueue_many(&keys).await;
+        let pass = async {
+            ensure_partitions(rig.pool()).await.unwrap();
+            prune(rig.pool(), keep).await.unwrap()
+        };
+        let ended = until("the jobs to end beside the reader", || async {
+            rig.succeeded().await == 50 * (round + 1)
+        });
+        let both = async { tokio::join!(pass, ended) };
+        // Looking whether they ended would be held up like everything else.
+        let both = tokio::time::timeout(2 * rig::DEADLINE, both).await;
+        let (pruned, ()) = both.expect("nobody is held up for long");
+        assert!(pruned.partitions.is_empty(), "{pruned:?}");
+        due = pruned.busy.len();
+    }
+    reader.commit().await.unwrap();
+    ensure_partitions(rig.pool()).await.unwrap();
+    let pruned = prune(rig.pool(), keep).await.unwrap();
+    assert_eq!((pruned.partitions.len(), pruned.busy.len()), (due, 0));
+}

@@ -41,9 +41,17 @@ impl Reconciler for HistoryRetention {
                 "old job history dropped"
             );
         }
+        if !pruned.busy.is_empty() {
+            tracing::warn!(
+                partitions = ?pruned.busy,
+                "old job history is still there: somebody uses its tables; the next pass tries again"
+            );
+        }
+        metrics::gauge!("longshore_history_busy_partitions").set(pruned.busy.len() as f64);
         Ok(PassReport {
-            seen: pruned.partitions.len(),
+            seen: pruned.partitions.len() + pruned.busy.len(),
             acted: pruned.partitions.len(),
+            skipped: pruned.busy.len(),
             sample: pruned.partitions.into_iter().take(SAMPLE).collect(),
             ..PassReport::default()
         })
