@@ -12,6 +12,7 @@ pub mod ids;
 pub mod pools;
 pub mod random;
 pub mod redact;
+pub mod redis;
 pub mod schema;
 pub mod secret;
 #[cfg(feature = "testing")]

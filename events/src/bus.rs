@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use longshore_base::redis::Redis;
 use longshore_base::{Secret, WorkspaceId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,7 +26,7 @@ const BATCH: usize = 256;
 /// Settings of the event bus.
 #[derive(Clone, Debug)]
 pub struct EventsConfig {
-    /// A `redis://` URL; may hold a password, hence secret.
+    /// As [`Redis::new`] reads it; may hold a password, hence secret.
     pub redis_url: Secret<String>,
     /// Put before every key and channel.
     pub redis_prefix: String,
@@ -100,9 +101,7 @@ impl EventBus {
     /// # Errors
     /// [`EventError::RedisUrl`].
     pub fn connect(config: EventsConfig) -> Result<Self, EventError> {
-        let client = redis::Client::open(config.redis_url.expose().as_str())
-            .map_err(|_| EventError::RedisUrl)?;
-        let link = Arc::new(Link::new(client));
+        let link = Arc::new(Link::new(Redis::new(&config.redis_url)?));
         let (writes, queue) = mpsc::channel(QUEUE);
         let poke_others = Arc::new(Notify::new());
         let supervisor = {
@@ -167,8 +166,8 @@ impl EventBus {
         self.inner.poke_self.subscribe()
     }
 
-    pub(crate) fn client(&self) -> redis::Client {
-        self.inner.link.client().clone()
+    pub(crate) fn redis(&self) -> Redis {
+        self.inner.link.redis().clone()
     }
 
     pub(crate) fn channel(&self) -> String {

@@ -89,7 +89,7 @@ impl Hub {
             others_pokes: pokes.clone(),
         };
         let listener = Listener {
-            client: bus.client(),
+            redis: bus.redis(),
             channel: bus.channel(),
             shared: shared.clone(),
             pokes,

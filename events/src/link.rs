@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use longshore_base::clock::Stopwatch;
 use longshore_base::random::jittered;
+use longshore_base::redis::Redis;
 use redis::aio::MultiplexedConnection;
-use redis::{FromRedisValue, Pipeline};
+use redis::{AsyncConnectionConfig, Client, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -42,7 +43,7 @@ pub(crate) enum LinkError {
 }
 
 pub(crate) struct Link {
-    client: redis::Client,
+    redis: Redis,
     state: Mutex<State>,
     lost: Notify,
 }
@@ -55,9 +56,9 @@ struct State {
 }
 
 impl Link {
-    pub(crate) fn new(client: redis::Client) -> Self {
+    pub(crate) fn new(redis: Redis) -> Self {
         Self {
-            client,
+            redis,
             state: Mutex::new(State {
                 connection: None,
                 epoch: 0,
@@ -67,8 +68,8 @@ impl Link {
         }
     }
 
-    pub(crate) fn client(&self) -> &redis::Client {
-        &self.client
+    pub(crate) fn redis(&self) -> &Redis {
+        &self.redis
     }
 
     pub(crate) fn health(&self) -> LinkHealth {
@@ -90,7 +91,7 @@ impl Link {
         };
         match timeout(COMMAND_BUDGET, commands.query_async(&mut connection)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => {
+            Ok(Err(error)) if is_lost(&error) => {
                 self.lose(epoch, &error);
                 Err(LinkError::Down)
             }
@@ -109,15 +110,21 @@ impl Link {
         let mut policy_known = false;
         loop {
             match self.connect().await {
-                Ok(connection) => {
-                    self.adopt(connection.clone());
+                Ok((server, connection)) => {
+                    let epoch = self.adopt(connection.clone());
                     if !policy_known {
                         policy_known = warn_of_eviction(connection).await;
                     }
                     tracing::info!(redis.role = "events", "connected to Redis");
                     complained = false;
                     backoff = FIRST_BACKOFF;
-                    self.lost.notified().await;
+                    tokio::select! {
+                        () = self.lost.notified() => {}
+                        () = self.redis.moved_from(&server) => {
+                            self.lose(epoch, &Moved);
+                            self.lost.notified().await;
+                        }
+                    }
                 }
                 Err(error) => {
                     if !complained {
@@ -132,26 +139,28 @@ impl Link {
         }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, redis::RedisError> {
+    async fn connect(&self) -> Result<(Client, MultiplexedConnection), RedisError> {
         let attempt = async {
-            let mut connection = self.client.get_multiplexed_async_connection().await?;
+            let config = AsyncConnectionConfig::new();
+            let (server, mut connection) = self.redis.connect(&config).await?;
             // A stopped process still accepts connections; only an answer proves it lives.
             redis::cmd("PING")
                 .query_async::<()>(&mut connection)
                 .await?;
-            Ok(connection)
+            Ok((server, connection))
         };
         timeout(CONNECT_BUDGET, attempt)
             .await
             .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
     }
 
-    fn adopt(&self, connection: MultiplexedConnection) {
+    fn adopt(&self, connection: MultiplexedConnection) -> u64 {
         let mut state = self.lock();
         state.connection = Some(connection);
         state.epoch += 1;
         state.since = Stopwatch::start();
         metrics::gauge!("longshore_redis_up", "role" => "events").set(1.0);
+        state.epoch
     }
 
     fn lose(&self, epoch: u64, error: &dyn std::error::Error) {
@@ -170,6 +179,18 @@ impl Link {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Sentinels name another server.
+#[derive(Debug, thiserror::Error)]
+#[error("another server is the master")]
+pub(crate) struct Moved;
+
+/// Whether another connection would do better: this one is broken, or its server was demoted to a replica.
+fn is_lost(error: &RedisError) -> bool {
+    error.is_io_error()
+        || error.is_unrecoverable_error()
+        || error.kind() == ServerErrorKind::ReadOnly.into()
 }
 
 /// Says so where Redis may throw keys away to make room. Answers whether Redis told its policy.

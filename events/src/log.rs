@@ -1,6 +1,7 @@
 //! The table `structure_events`: append in the caller's transaction, read back in order.
 
 use longshore_base::ids::ordered_uuid;
+use longshore_base::redis::RedisUrlError;
 use longshore_base::{Timestamp, WorkspaceId};
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -33,9 +34,9 @@ pub enum EventError {
     /// The log could not be read.
     #[error("cannot read the event log")]
     Read(#[source] sqlx::Error),
-    /// The URL does not parse. The source is left out: it may quote the password.
-    #[error("REDIS_URL is not a valid redis:// URL")]
-    RedisUrl,
+    /// The URL does not parse.
+    #[error("the URL of Redis {0}")]
+    RedisUrl(#[from] RedisUrlError),
 }
 
 /// Records an event in the caller's transaction: it exists exactly if that commits. Call [`crate::EventBus::poke`] after.

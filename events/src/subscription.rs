@@ -1,15 +1,20 @@
 //! Listens on the Redis channel: pokes go to the tailer, ephemeral events to the hub. Reconnects for ever.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use longshore_base::random::jittered;
+use longshore_base::redis::Redis;
+use redis::Client;
+use redis::aio::{PubSubSink, PubSubStream};
 use tokio::sync::Notify;
 use tokio::time::{interval, timeout};
 
 use crate::bus::{POKE, WireEvent};
 use crate::hub::Shared;
+use crate::link::Moved;
 
 const CONNECT_BUDGET: Duration = Duration::from_secs(2);
 /// A listener hears nothing from a dead peer, so it asks.
@@ -19,7 +24,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 
 pub(crate) struct Listener {
-    pub(crate) client: redis::Client,
+    pub(crate) redis: Redis,
     pub(crate) channel: String,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pokes: Arc<Notify>,
@@ -33,6 +38,8 @@ enum ListenError {
     Redis(#[from] redis::RedisError),
     #[error("Redis closed the subscription")]
     Closed,
+    #[error(transparent)]
+    Moved(#[from] Moved),
 }
 
 impl Listener {
@@ -57,7 +64,7 @@ impl Listener {
 
     /// Listens until it fails; also says whether it was connected at all.
     async fn listen(&self) -> (bool, ListenError) {
-        let (mut sink, mut messages) = match self.subscribe().await {
+        let (server, (mut sink, mut messages)) = match self.subscribe().await {
             Ok(halves) => halves,
             Err(error) => return (false, error),
         };
@@ -66,6 +73,7 @@ impl Listener {
         self.pokes.notify_one();
         let mut ping = interval(PING_PERIOD);
         ping.reset();
+        let mut moved = pin!(self.redis.moved_from(&server));
         loop {
             tokio::select! {
                 message = messages.next() => match message {
@@ -77,17 +85,16 @@ impl Listener {
                     Ok(Err(error)) => return (true, error.into()),
                     Err(elapsed) => return (true, elapsed.into()),
                 },
+                () = &mut moved => return (true, Moved.into()),
             }
         }
     }
 
-    async fn subscribe(
-        &self,
-    ) -> Result<(redis::aio::PubSubSink, redis::aio::PubSubStream), ListenError> {
+    async fn subscribe(&self) -> Result<(Client, (PubSubSink, PubSubStream)), ListenError> {
         let attempt = async {
-            let mut subscription = self.client.get_async_pubsub().await?;
+            let (server, mut subscription) = self.redis.listen().await?;
             subscription.subscribe(&self.channel).await?;
-            Ok::<_, redis::RedisError>(subscription.split())
+            Ok::<_, redis::RedisError>((server, subscription.split()))
         };
         Ok(timeout(CONNECT_BUDGET, attempt).await??)
     }

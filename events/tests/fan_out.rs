@@ -280,6 +280,41 @@ async fn a_stopped_redis_delays_nobody_and_is_used_again_when_it_goes_on() {
 }
 
 #[tokio::test]
+async fn a_redis_that_became_a_replica_counts_as_away_until_it_is_none() {
+    let redis = RedisServer::start().await;
+    let bus = redis.bus();
+    until("the link", || bus.health().up).await;
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}", redis.port)).unwrap();
+    let mut conn = client.get_multiplexed_async_connection().await.unwrap();
+    let mut tell = async |command: &str, words: &[&str]| -> String {
+        let mut command = redis::cmd(command);
+        command.arg(words).query_async(&mut conn).await.unwrap()
+    };
+    tell("REPLICAOF", &["127.0.0.1", "9"]).await;
+    let (id, presence) = (WorkspaceId::random(), bus.presence());
+    presence.mark_alive(id).await;
+    until("the refused write to be noticed", || !bus.health().up).await;
+    // It is looked for again, and what is found is not taken for a server.
+    tell("CONFIG", &["RESETSTAT"]).await;
+    let started = Stopwatch::start();
+    while !tell("INFO", &["commandstats"])
+        .await
+        .contains("cmdstat_role:calls=3")
+    {
+        assert!(!bus.health().up);
+        assert!(started.elapsed() < DEADLINE, "nobody asks for its role");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tell("REPLICAOF", &["NO", "ONE"]).await;
+    until("the link to come back", || bus.health().up).await;
+    presence.cache_url(id, "http://127.0.0.1:7").await;
+    let started = Stopwatch::start();
+    while presence.url(id).await.is_none() {
+        assert!(started.elapsed() < DEADLINE);
+    }
+}
+
+#[tokio::test]
 async fn a_slow_subscriber_alone_loses_its_place() {
     let database = TestDatabase::create(&MIGRATOR).await;
     let bus = bus_at(9);

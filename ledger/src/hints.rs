@@ -3,13 +3,14 @@
 //! A hint is a job id and a dispatch number. Publishing has a budget and a circuit breaker, for it must never hold
 //! anybody up: a hint that is not sent is sent again by a later pass, and while Redis is away workers read the ledger.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use longshore_base::redis::{Redis, RedisUrlError};
 use longshore_base::{JobId, Secret};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamAutoClaimReply, StreamReadReply};
-use redis::{AsyncConnectionConfig, Client, RedisError};
+use redis::{AsyncConnectionConfig, RedisError};
 
 /// Longest a publish may take before the breaker opens.
 const PUBLISH_BUDGET: Duration = Duration::from_millis(100);
@@ -30,7 +31,7 @@ const FIELD: &str = "h";
 /// How to reach Redis.
 #[derive(Clone, Debug)]
 pub struct HintConfig {
-    /// A `redis://` URL; may hold a password, hence secret.
+    /// As [`Redis::new`] reads it; may hold a password, hence secret.
     pub url: Secret<String>,
     /// Put before every key.
     pub prefix: String,
@@ -72,10 +73,17 @@ pub struct Hints {
 }
 
 struct HintsInner {
-    client: Client,
+    redis: Redis,
     prefix: String,
     link: tokio::sync::Mutex<Option<MultiplexedConnection>>,
-    open_until: Mutex<Option<Instant>>,
+    breaker: Mutex<Breaker>,
+}
+
+#[derive(Default)]
+struct Breaker {
+    open_until: Option<Instant>,
+    /// Since when no publish was answered.
+    silent_since: Option<Instant>,
 }
 
 impl Hints {
@@ -83,14 +91,13 @@ impl Hints {
     ///
     /// # Errors
     /// When the URL does not parse. The error does not quote it.
-    pub fn new(config: &HintConfig) -> Result<Self, HintUrlError> {
-        let client = Client::open(config.url.expose().as_str()).map_err(|_| HintUrlError)?;
+    pub fn new(config: &HintConfig) -> Result<Self, RedisUrlError> {
         Ok(Self {
             inner: Arc::new(HintsInner {
-                client,
+                redis: Redis::new(&config.url)?,
                 prefix: config.prefix.clone(),
                 link: tokio::sync::Mutex::new(None),
-                open_until: Mutex::new(None),
+                breaker: Mutex::default(),
             }),
         })
     }
@@ -98,11 +105,16 @@ impl Hints {
     /// Whether the last attempt to talk to Redis failed within the last second.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.inner
+        self.breaker()
             .open_until
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.inner
+            .breaker
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .is_some_and(|until| Instant::now() < until)
     }
 
     /// Publishes within the budget; what cannot be sent is counted and left to the next pass.
@@ -114,27 +126,36 @@ impl Hints {
         let sent = tokio::time::timeout(PUBLISH_BUDGET, self.try_publish(queue, hints)).await;
         match sent {
             Ok(Ok(())) => {
+                self.breaker().silent_since = None;
                 metrics::counter!("longshore_hints_published_total").increment(hints.len() as u64);
                 return;
             }
             Ok(Err(error)) => {
                 tracing::warn!(queue, %error, "cannot publish hints; jobs go on more slowly");
-                // The next publish makes a new connection. One that is only slow is kept: it is no quicker to replace.
-                if let Ok(mut link) = self.inner.link.try_lock() {
-                    *link = None;
+                self.drop_link();
+            }
+            Err(_) => {
+                tracing::warn!(
+                    queue,
+                    "Redis did not answer within the publish budget; jobs go on more slowly"
+                );
+                // One that is only slow is kept, for another is no quicker to make. One that hangs may have a successor.
+                let since = *self.breaker().silent_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > RESPONSE_TIMEOUT {
+                    self.drop_link();
                 }
             }
-            Err(_) => tracing::warn!(
-                queue,
-                "Redis did not answer within the publish budget; jobs go on more slowly"
-            ),
         }
         metrics::counter!("longshore_hints_lost_total").increment(hints.len() as u64);
-        *self
-            .inner
-            .open_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + BREAKER_OPEN);
+        self.breaker().open_until = Some(Instant::now() + BREAKER_OPEN);
+    }
+
+    /// The next publish makes a new connection, unless one is being made.
+    fn drop_link(&self) {
+        if let Ok(mut link) = self.inner.link.try_lock() {
+            *link = None;
+            self.breaker().silent_since = None;
+        }
     }
 
     async fn try_publish(&self, queue: &str, hints: &[Hint]) -> Result<(), RedisError> {
@@ -182,7 +203,7 @@ impl Hints {
     /// A reader of one queue with a connection of its own.
     pub(crate) fn reader(&self, queue: &str, consumer: &str) -> HintReader {
         HintReader {
-            client: self.inner.client.clone(),
+            redis: self.inner.redis.clone(),
             stream: self.stream(queue),
             consumer: consumer.to_owned(),
             link: None,
@@ -198,12 +219,7 @@ impl std::fmt::Debug for Hints {
     }
 }
 
-/// `REDIS_URL` does not parse.
-#[derive(Debug, thiserror::Error)]
-#[error("REDIS_URL is not a valid redis:// URL")]
-pub struct HintUrlError;
-
-async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+async fn connect(redis: &Redis) -> Result<MultiplexedConnection, RedisError> {
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(Some(RESPONSE_TIMEOUT))
         .set_connection_timeout(Some(CONNECT_TIMEOUT));
@@ -214,7 +230,7 @@ async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
 
 /// Reads one stream as one consumer of the group.
 pub(crate) struct HintReader {
-    client: Client,
+    redis: Redis,
     stream: String,
     consumer: String,
     link: Option<MultiplexedConnection>,

@@ -80,7 +80,7 @@ impl Core {
             port,
         } = settings;
         redactor.learn(security.secrets());
-        let redis_url = redis.url()?;
+        let redis_url = redis.url();
         let bus = EventBus::connect(EventsConfig {
             redis_url: redis_url.clone(),
             redis_prefix: redis.prefix.clone(),

@@ -46,6 +46,7 @@ pub(crate) struct ApiArgs {
 pub(crate) async fn run(mut args: ApiArgs, redactor: Redactor) -> anyhow::Result<Exit> {
     let mut signals = StopSignals::listen()?;
     let security = args.security.for_api()?;
+    args.redis.check()?;
     let addresses = args.listen.addresses(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let listeners = Listeners::bind(&addresses).await?;
     let metrics_listener = assembly::bind_metrics(args.metrics).await?;

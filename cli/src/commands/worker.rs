@@ -44,6 +44,7 @@ pub(crate) struct WorkerArgs {
 pub(crate) async fn run(mut args: WorkerArgs, redactor: Redactor) -> anyhow::Result<Exit> {
     let mut signals = StopSignals::listen()?;
     let security = args.security.for_worker()?;
+    args.redis.check()?;
     let metrics_listener = assembly::bind_metrics(args.metrics).await?;
     let metrics = MetricsPage::start()?;
     let pools = assembly::connect(&args.database, "worker").await?;

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use longshore_base::Secret;
+use longshore_base::redis::Redis;
 
 use super::SettingError;
 
@@ -12,8 +13,10 @@ const DEFAULT_URL: &str = "redis://localhost:6379";
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Redis")]
 pub(crate) struct RedisSettings {
-    /// Redis, as a `redis://`, `rediss://` or `redis+unix://` URL. Unset: `up` runs one of its own, the other commands
-    /// use `redis://localhost:6379`.
+    /// Redis: `redis://[[user]:password@]host[:port][/database]`, `redis+unix:///path/of/socket`, or the sentinels that
+    /// know the master, `redis+sentinel://[[user]:password@]host[:port][,host[:port]…]/master-name[/database]`, with
+    /// `?sentinel_username=…&sentinel_password=…` where they want credentials of their own. Unset: `up` runs a Redis of
+    /// its own, the other commands use `redis://localhost:6379`.
     #[arg(id = "redis-url", long = "redis-url", env = VARIABLE, value_name = "URL", hide_env_values = true)]
     pub(crate) url: Option<String>,
 
@@ -34,20 +37,16 @@ pub(crate) struct RedisSettings {
 }
 
 impl RedisSettings {
-    /// The URL, known to be one.
-    pub(crate) fn url(&self) -> Result<Secret<String>, SettingError> {
-        let text = self.url.as_deref().unwrap_or(DEFAULT_URL);
-        let scheme = text.split_once("://").map(|(scheme, _)| scheme);
-        match scheme {
-            Some("redis" | "rediss" | "redis+unix" | "unix")
-                if text.parse::<url::Url>().is_ok() =>
-            {
-                Ok(Secret::from(text))
-            }
-            _ => Err(SettingError::new(
-                VARIABLE,
-                "must be a redis://, rediss:// or redis+unix:// URL",
-            )),
+    /// Whether the URL is one, before anything is connected to or started.
+    pub(crate) fn check(&self) -> Result<(), SettingError> {
+        match Redis::new(&self.url()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(SettingError::new(VARIABLE, error.to_string())),
         }
+    }
+
+    /// The URL.
+    pub(crate) fn url(&self) -> Secret<String> {
+        Secret::from(self.url.as_deref().unwrap_or(DEFAULT_URL))
     }
 }

@@ -80,6 +80,34 @@ fn a_setting_that_does_not_parse_is_named_and_a_secret_one_is_not_shown() {
 }
 
 #[test]
+fn a_url_of_redis_that_is_none_is_refused_before_anything_is_connected_to() {
+    for (url, right) in [
+        ("redis://me:hunter2-hunter2@host:port", "redis://"),
+        (
+            "redis+sentinel://me:hunter2-hunter2@host:1,host:2",
+            "master-name",
+        ),
+    ] {
+        for command in ["api", "worker", "up"] {
+            let err = refusal(
+                command,
+                &[
+                    ("REDIS_URL", url),
+                    ("ADMIN_TOKEN", TOKEN),
+                    ("SECRETS_ENCRYPTION_KEY", KEY),
+                ],
+            );
+            assert!(
+                err.starts_with("longshore: REDIS_URL: must be redis"),
+                "{err}"
+            );
+            assert!(err.contains(right), "{err}");
+            assert!(!err.contains("hunter2"), "{err}");
+        }
+    }
+}
+
+#[test]
 fn values_in_force_are_logged_without_secrets() {
     let (code, _, err) = run(longshore()
         .arg("migrate")

@@ -120,6 +120,7 @@ struct Up {
 
 /// Runs until told to stop.
 pub(crate) async fn run(mut args: UpArgs, redactor: Redactor) -> anyhow::Result<Exit> {
+    args.redis.check()?;
     let mut signals = StopSignals::listen()?;
     let account = ServiceAccount::choose()?;
     let data = DataDir::open(&args.place.data, &account)?;
