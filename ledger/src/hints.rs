@@ -188,7 +188,7 @@ impl Hints {
             if let Some(link) = &*slot {
                 return Ok(link.clone());
             }
-            let link = connect(&inner.client).await?;
+            let link = connect(&inner.redis).await?;
             Ok(slot.insert(link).clone())
         });
         making
@@ -223,9 +223,8 @@ async fn connect(redis: &Redis) -> Result<MultiplexedConnection, RedisError> {
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(Some(RESPONSE_TIMEOUT))
         .set_connection_timeout(Some(CONNECT_TIMEOUT));
-    client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
+    let (_, link) = redis.connect(&config).await?;
+    Ok(link)
 }
 
 /// Reads one stream as one consumer of the group.
@@ -263,7 +262,7 @@ impl HintReader {
             }
         }
         if self.own_pending_first {
-            let pending = self.read_from("0", most).await?;
+            let pending = self.read_from("0", most, false).await?;
             if !pending.is_empty() {
                 return Ok(pending);
             }
@@ -361,7 +360,7 @@ impl HintReader {
     async fn link(&mut self) -> Result<&mut MultiplexedConnection, RedisError> {
         match &mut self.link {
             Some(_) => {}
-            None => self.link = Some(connect(&self.client).await?),
+            None => self.link = Some(connect(&self.redis).await?),
         }
         self.link
             .as_mut()
