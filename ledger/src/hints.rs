@@ -262,7 +262,7 @@ impl HintReader {
             }
         }
         if self.own_pending_first {
-            let pending = self.read_from("0", most, false).await?;
+            let pending = self.read_from("0", most).await?;
             if !pending.is_empty() {
                 return Ok(pending);
             }
