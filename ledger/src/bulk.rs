@@ -73,6 +73,9 @@ pub struct BulkPlan {
     pub sample: Vec<JobId>,
     /// Until when it can be applied.
     pub expires_at: Timestamp,
+    /// Why it is applied, in the words of whoever does; kept with what is cancelled or thrown away.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 /// How far a bulk action has come.
@@ -202,6 +205,7 @@ pub async fn plan(
         matched: ids.matched,
         sample: ids.sample.into_iter().map(JobId).collect(),
         expires_at: boundary + PLAN_TTL,
+        reason: None,
     };
     sqlx::query!("DELETE FROM bulk_plans WHERE expires_at < longshore_now()")
         .execute(&mut *tx)
@@ -249,6 +253,7 @@ pub async fn take_plan(tx: &mut PgConnection, id: Uuid) -> Result<Option<BulkPla
         matched: row.matched,
         sample: Vec::new(),
         expires_at: row.expires_at,
+        reason: None,
     }))
 }
 
@@ -301,6 +306,7 @@ pub async fn step(
     next.finished = (found.len() as i64) < BATCH;
     next.cursor = found.last().map_or(progress.cursor, |row| Some(row.id));
     let total = found.len() as i64;
+    let reason = plan.reason.as_deref();
     let (live, ended): (Vec<_>, Vec<_>) = found.into_iter().partition(|row| row.live);
     let ended: Vec<JobId> = ended.into_iter().map(|row| JobId(row.id)).collect();
     let mut done = 0_i64;
@@ -315,7 +321,7 @@ pub async fn step(
             done += i64::try_from(discard_dead(&mut *tx, &ended).await?).unwrap_or(0);
             for row in live {
                 if let DiscardOutcome::Discarded(queues) =
-                    discard(&mut *tx, kinds, JobId(row.id), by, None).await?
+                    discard(&mut *tx, kinds, JobId(row.id), by, reason).await?
                 {
                     done += 1;
                     pokes.extend(queues);
@@ -324,7 +330,7 @@ pub async fn step(
         }
         BulkAction::Cancel => {
             for row in live {
-                match cancel(&mut *tx, kinds, JobId(row.id), by, None).await? {
+                match cancel(&mut *tx, kinds, JobId(row.id), by, reason).await? {
                     CancelOutcome::WasWaiting(queues) => {
                         done += 1;
                         pokes.extend(queues);

@@ -213,8 +213,14 @@ async fn bulk_cancel_and_discard_take_what_waits() {
         tenant: Some("a".into()),
         ..BulkFilter::default()
     };
-    let made = counted(&rig, BulkAction::Cancel, of_a).await;
+    let mut made = counted(&rig, BulkAction::Cancel, of_a).await;
+    made.reason = Some("not needed".into());
     assert_eq!(apply(&rig, &made).await.done, 8);
+    let cancelled = rig.job(made.sample[0]).await;
+    assert_eq!(
+        cancelled.last_error.unwrap(),
+        "cancelled by ops: not needed"
+    );
     let waiting = BulkFilter {
         state: Some("scheduled".into()),
         ..BulkFilter::default()
