@@ -22,7 +22,7 @@ pub struct NewJob {
     pub tenant: String,
     /// The workspace it is about.
     pub workspace_id: Option<WorkspaceId>,
-    /// What it must have for itself while it runs.
+    /// What it must have for itself while it runs; in any order.
     pub keys: Vec<String>,
     /// A waiting job of the same kind and key takes the request over.
     pub dedupe_key: Option<String>,
@@ -58,7 +58,10 @@ pub struct Enqueued {
 ///
 /// # Errors
 /// [`LedgerError::Database`]; the caller's transaction is then unusable.
-pub async fn enqueue(tx: &mut PgConnection, job: NewJob) -> Result<Enqueued, LedgerError> {
+pub async fn enqueue(tx: &mut PgConnection, mut job: NewJob) -> Result<Enqueued, LedgerError> {
+    // One slot for each: who wanted a key twice would stand in its own way.
+    job.keys.sort_unstable();
+    job.keys.dedup();
     let database = LedgerError::database("enqueueing a job");
     let wait = if job.delay > Duration::ZERO {
         Wait::Time

@@ -556,11 +556,11 @@ async fn free_slots(
     wake_next(tx, keys).await
 }
 
-/// Forgets the several keys of a job that has ended.
+/// Forgets the several keys of a job, if it has ended: that of a fenced run lives on, and is to be found by its keys.
 async fn forget_keys(tx: &mut PgConnection, id: JobId, keys: &[String]) -> Result<(), LedgerError> {
     if keys.len() > 1 {
         sqlx::query!(
-            "DELETE FROM job_keys WHERE key = ANY($1) AND job_id = $2",
+            "DELETE FROM job_keys WHERE key = ANY($1) AND job_id = $2 AND NOT EXISTS (SELECT 1 FROM jobs WHERE id = $2)",
             keys,
             id.0
         )
