@@ -28,13 +28,15 @@ impl Backoff {
     /// The longest wait after `failures` failures (at least one), before jitter.
     #[must_use]
     pub fn ceiling(&self, failures: u32) -> Duration {
-        let doublings = failures.saturating_sub(1).min(63);
-        let factor = 1_u64 << doublings;
-        u32::try_from(factor)
-            .ok()
-            .and_then(|factor| self.base.checked_mul(factor))
-            .unwrap_or(self.cap)
-            .min(self.cap)
+        let mut ceiling = self.base.min(self.cap);
+        for _ in 1..failures {
+            // No base takes more than 94 doublings to any cap, but nothing doubled stays nothing.
+            if ceiling.is_zero() || ceiling == self.cap {
+                break;
+            }
+            ceiling = ceiling.saturating_mul(2).min(self.cap);
+        }
+        ceiling
     }
 
     /// The wait after `failures` failures.
@@ -85,12 +87,58 @@ mod tests {
         assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
     }
 
+    /// Any durations, among them the shortest and the longest there are.
+    fn duration() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            Just(Duration::ZERO),
+            Just(Duration::from_nanos(1)),
+            Just(Duration::MAX),
+            any::<u64>().prop_map(Duration::from_nanos),
+            (0_u64..1_000_000).prop_map(Duration::from_millis),
+            any::<u64>().prop_map(Duration::from_secs),
+        ]
+    }
+
+    fn backoff(jitter: Jitter) -> impl Strategy<Value = Backoff> {
+        (duration(), duration()).prop_map(move |(base, cap)| Backoff { base, cap, jitter })
+    }
+
+    fn failures() -> impl Strategy<Value = u32> {
+        prop_oneof![0_u32..100, any::<u32>(), Just(u32::MAX)]
+    }
+
     proptest! {
         #[test]
-        fn a_wait_never_passes_its_cap_nor_overflows(base in 0_u64..1_000_000, cap in 0_u64..1_000_000, failures in any::<u32>()) {
-            let backoff = Backoff { base: Duration::from_millis(base), cap: Duration::from_millis(cap), jitter: Jitter::Full };
-            prop_assert!(backoff.wait(failures) <= backoff.cap);
-            prop_assert!(backoff.ceiling(failures.saturating_add(1)) >= backoff.ceiling(failures).min(backoff.cap));
+        fn without_jitter_a_wait_is_the_base_doubled_or_the_cap_never_less_and_never_more(backoff in backoff(Jitter::None), failures in failures()) {
+            // More than 127 doublings of anything are past every cap.
+            let factor = 1_u128 << failures.saturating_sub(1).min(127);
+            let doubled = backoff.base.as_nanos().saturating_mul(factor);
+            prop_assert_eq!(backoff.wait(failures).as_nanos(), doubled.min(backoff.cap.as_nanos()));
         }
+
+        #[test]
+        fn full_jitter_stays_below_what_the_wait_would_be_without_it(backoff in backoff(Jitter::Full), failures in failures()) {
+            let ceiling = Backoff { jitter: Jitter::None, ..backoff }.wait(failures);
+            let wait = backoff.wait(failures);
+            prop_assert!(wait < ceiling || ceiling.is_zero(), "{:?} of {:?}", wait, ceiling);
+            prop_assert!(wait <= backoff.cap);
+        }
+
+        #[test]
+        fn another_failure_never_makes_the_wait_shorter(backoff in backoff(Jitter::None), failures in failures()) {
+            prop_assert!(backoff.wait(failures.saturating_add(1)) >= backoff.wait(failures));
+        }
+    }
+
+    #[test]
+    fn full_jitter_uses_its_whole_range() {
+        let backoff = Backoff {
+            base: Duration::from_secs(8),
+            cap: Duration::MAX,
+            jitter: Jitter::Full,
+        };
+        let quarters: std::collections::BTreeSet<u64> =
+            (0..1000).map(|_| backoff.wait(1).as_secs() / 2).collect();
+        assert_eq!(quarters.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3]);
     }
 }
