@@ -41,6 +41,8 @@ mod reaper;
 mod revive;
 mod run;
 mod slots;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod verdict;
 
 pub use admission::Admitter;

@@ -117,8 +117,9 @@ impl std::fmt::Debug for Admitter {
 async fn admit_when_poked(inner: Arc<Inner>, queue: String, wake: Arc<Notify>) {
     loop {
         tokio::select! {
-            () = wake.notified() => {}
+            biased;
             () = inner.stop.cancelled() => return,
+            () = wake.notified() => {}
         }
         loop {
             match admit(&inner.pool, &queue).await {

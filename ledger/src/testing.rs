@@ -1,0 +1,162 @@
+//! The engine's steps one at a time, behind the cargo feature `testing`.
+//!
+//! An [`Engine`](crate::Engine) takes its steps by itself, in tasks of its own and as soon as it can. A test sees where a
+//! job ends up, but cannot hold it where it is admitted and not claimed, nor have a worker die between two steps it
+//! chose, nor bring a hint or the end of a run late. The model test (`tests/model.rs`) needs just that, and in an order
+//! that can be repeated. Each method is one call of what the engine's tasks call; nothing is decided here.
+
+use std::time::Duration;
+
+use longshore_base::JobId;
+use sqlx::PgPool;
+use tokio::sync::mpsc;
+
+use crate::admission::{Admitter, admit};
+use crate::beat::{Registration, register};
+use crate::claim::{claim, claim_again, record_waiting};
+use crate::finish::{Finish, finish_runs};
+use crate::hints::Hint;
+use crate::maintenance::wake_forgotten;
+use crate::reaper::Reaper;
+use crate::{ClaimedJob, Fenced, FencedTx, Kinds, LedgerError, Verdict};
+
+/// What a worker process and its neighbours do to the ledger, step by step.
+#[derive(Debug)]
+pub struct Steps {
+    pool: PgPool,
+    kinds: Kinds,
+    admitter: Admitter,
+}
+
+impl Steps {
+    /// Pokes go to `admitter`; one that was told to stop leaves admission to [`Self::admit`].
+    #[must_use]
+    pub const fn new(pool: PgPool, kinds: Kinds, admitter: Admitter) -> Self {
+        Self {
+            pool,
+            kinds,
+            admitter,
+        }
+    }
+
+    /// A worker comes that wants `ahead` jobs of each of these queues waiting for it and has `slots` for them.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn register(
+        &self,
+        worker: &str,
+        queues: &[&str],
+        [ahead, slots]: [usize; 2],
+    ) -> Result<(), LedgerError> {
+        let windows: serde_json::Map<_, _> = queues
+            .iter()
+            .map(|queue| ((*queue).to_owned(), serde_json::json!([ahead, slots])))
+            .collect();
+        let worker = Registration {
+            name: worker.to_owned(),
+            host: "test".into(),
+            version: "test".into(),
+            kinds: serde_json::json!([]),
+            queues: queues.iter().map(|queue| (*queue).to_owned()).collect(),
+            engine_id: None,
+            slots: i32::try_from(slots).unwrap_or(i32::MAX),
+            windows: windows.into(),
+        };
+        register(&self.pool, &worker).await
+    }
+
+    /// One admission pass; answers what it would publish: jobs with their dispatch numbers.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn admit(&self, queue: &str) -> Result<Vec<(JobId, i32)>, LedgerError> {
+        let pass = admit(&self.pool, queue).await?;
+        Ok(pass
+            .admitted
+            .into_iter()
+            .map(|hint| (hint.job_id, hint.dispatch))
+            .collect())
+    }
+
+    /// A worker claims what it was hinted at.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn claim(
+        &self,
+        worker: &str,
+        hints: &[(JobId, i32)],
+    ) -> Result<Vec<ClaimedJob>, LedgerError> {
+        let hints: Vec<Hint> = hints
+            .iter()
+            .map(|(job_id, dispatch)| Hint {
+                job_id: *job_id,
+                dispatch: *dispatch,
+            })
+            .collect();
+        claim(&self.pool, worker, &hints).await
+    }
+
+    /// A claimed job has to wait for one in quarantine.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn wait_for_turn(&self, job: &ClaimedJob) -> Result<(), LedgerError> {
+        record_waiting(&self.pool, job).await
+    }
+
+    /// A job that waited for its turn begins; `false` when it may not any more.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn begin_after_wait(&self, job: &ClaimedJob) -> Result<bool, LedgerError> {
+        claim_again(&self.pool, job).await
+    }
+
+    /// What [`RunContext::begin`](crate::RunContext::begin) is to an executor.
+    ///
+    /// # Errors
+    /// [`Fenced`].
+    pub async fn write(&self, job: &ClaimedJob) -> Result<FencedTx, Fenced> {
+        FencedTx::begin(&self.pool, job.id, job.token).await
+    }
+
+    /// These runs of a worker end, and the finisher takes them in one batch. It tries until it can write them.
+    pub async fn finish(&self, worker: &str, runs: Vec<(ClaimedJob, Verdict)>) {
+        let (ended, to_write) = mpsc::channel(runs.len().max(1));
+        for (job, verdict) in runs {
+            // There is room for each, and the other end is in our hand.
+            if ended.try_send(Finish { job, verdict }).is_err() {
+                tracing::error!("a run could not be handed to the finisher");
+            }
+        }
+        drop(ended);
+        finish_runs(
+            self.pool.clone(),
+            self.kinds.clone(),
+            self.admitter.clone(),
+            worker.to_owned(),
+            to_write,
+        )
+        .await;
+    }
+
+    /// A pass of the reaper of `own`, to which every other worker is dead at first sight. Answers those.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn reap(&self, own: &str) -> Result<Vec<String>, LedgerError> {
+        Reaper::new(Duration::ZERO)
+            .pass(&self.pool, &self.kinds, &self.admitter, own)
+            .await
+    }
+
+    /// The pass that repairs lost wake-ups, of which there should be none.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn wake_forgotten(&self) -> Result<(), LedgerError> {
+        wake_forgotten(&self.pool, &self.admitter).await
+    }
+}
