@@ -1,7 +1,10 @@
 //! Benchmarks: ours beside peers in the same run, printing ratios. Started by `./dev bench`, which brings the servers.
 
+mod bulk;
 mod fairness;
+mod history;
 mod ledger;
+mod past;
 mod provision;
 mod queue;
 mod resources;
@@ -26,6 +29,10 @@ enum Bench {
     QueueProcess(queue::ProcessArguments),
     /// How long the single job of a new tenant waits behind the backlogs of others.
     Fairness(fairness::FairnessArguments),
+    /// Jobs that come and go beside a long history and beside none, and what dropping its old part costs.
+    History(history::HistoryArguments),
+    /// Many dead jobs retried with one request: exactly those, over a killed worker, while others look at workspaces.
+    Bulk(bulk::BulkArguments),
     /// Workspaces through the whole system beside the same engine calls made raw.
     Provision(provision::ProvisionArguments),
 }
@@ -35,13 +42,15 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("LONGSHORE_LOG")
-                .unwrap_or_else(|_| "warn".into()),
+                .unwrap_or_else(|_| "warn,sqlx::query=error".into()),
         )
         .init();
     match Arguments::parse().bench {
         Bench::Queue(arguments) => queue::run(*arguments).await,
         Bench::QueueProcess(arguments) => queue::serve(arguments).await,
         Bench::Fairness(arguments) => fairness::run(arguments).await,
+        Bench::History(arguments) => history::run(arguments).await,
+        Bench::Bulk(arguments) => bulk::run(arguments).await,
         Bench::Provision(arguments) => provision::run(arguments).await,
     }
 }
