@@ -26,7 +26,7 @@ use script::{Script, Step};
 use story::Story;
 
 /// Stories, unless `PROPTEST_CASES` says otherwise, and most steps in one.
-const CASES: u32 = 32;
+const CASES: u32 = 24;
 const STEPS: usize = 100;
 
 #[test]

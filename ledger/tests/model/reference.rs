@@ -29,6 +29,9 @@ pub(crate) struct Job {
     pub(crate) snoozes: i32,
     pub(crate) errors: usize,
     pub(crate) cancel_requested: bool,
+    /// Which runs wrote these.
+    pub(crate) progress: Option<RunNo>,
+    pub(crate) checkpoint: Option<RunNo>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +94,8 @@ impl Model {
             snoozes: 0,
             errors: 0,
             cancel_requested: false,
+            progress: None,
+            checkpoint: None,
             request,
         });
         self.jobs.len() - 1
@@ -179,6 +184,16 @@ impl Model {
     /// Whether a run still owns its job.
     pub(crate) fn is_current(&self, run: RunNo) -> bool {
         self.jobs[self.runs[run].job].place == Place::Running(run)
+    }
+
+    /// A run writes its progress and a checkpoint. Answers whether it may.
+    pub(crate) fn write(&mut self, run: RunNo) -> bool {
+        let is_current = self.is_current(run);
+        if is_current {
+            let job = &mut self.jobs[self.runs[run].job];
+            (job.progress, job.checkpoint) = (Some(run), Some(run));
+        }
+        is_current
     }
 
     pub(crate) fn wait_for_turn(&mut self, run: RunNo) {
@@ -319,6 +334,7 @@ impl Model {
         job.seq = self.asked;
         job.due = self.now;
         (job.attempt, job.crashes, job.snoozes) = (0, 0, 0);
+        (job.progress, job.checkpoint) = (None, None);
         job.cancel_requested = false;
         job.backing_off = false;
         Retried::Waits
@@ -439,12 +455,15 @@ impl Model {
         job.place = Place::Waiting;
         job.due = self.now + delay;
         job.backing_off = false;
+        job.progress = None;
         self.free_slots(no);
         true
     }
 
     fn end(&mut self, no: JobNo, outcome: Outcome) {
         self.jobs[no].place = Place::Ended(outcome);
+        // The history keeps none.
+        self.jobs[no].checkpoint = None;
         if outcome != Outcome::Succeeded {
             self.note_error(no);
         }

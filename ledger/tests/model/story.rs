@@ -6,8 +6,8 @@ use longshore_base::{JobId, Timestamp, clock};
 use longshore_ledger::control::{Mode, NewHold, lift_hold, resume, set_hold, set_mode};
 use longshore_ledger::testing::Steps;
 use longshore_ledger::{
-    CancelOutcome, ClaimedJob, DiscardOutcome, Fenced, NewJob, RetryOutcome, cancel, discard,
-    enqueue, resolve_conflicts, retry,
+    CancelOutcome, ClaimedJob, DiscardOutcome, Fenced, NewJob, Progress, RetryOutcome, cancel,
+    discard, enqueue, resolve_conflicts, retry,
 };
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -34,6 +34,8 @@ pub(crate) struct Story<'a> {
     workers: [usize; WORKERS],
     workers_ever: usize,
     pub(crate) before: BTreeMap<JobNo, Row>,
+    /// The newest fencing number; whoever writes later has a higher one.
+    last_number: i64,
     /// What happened, in words.
     pub(crate) told: Vec<String>,
 }
@@ -54,6 +56,7 @@ impl<'a> Story<'a> {
             workers: [0; WORKERS],
             workers_ever: 0,
             before: BTreeMap::new(),
+            last_number: 0,
             told: Vec::new(),
         };
         for place in 0..WORKERS {
@@ -248,10 +251,11 @@ impl<'a> Story<'a> {
         same("what is claimed", got, self.model.claim(worker, hints))?;
         for job in &claimed {
             let own = &self.model.jobs[self.number(job.id)];
+            let checkpoint = own.checkpoint.map(|run| serde_json::json!([run]));
             same(
                 "what the run is told",
-                (job.attempt, job.crashes),
-                (own.attempt, own.crashes),
+                (job.attempt, job.crashes, &job.checkpoint),
+                (own.attempt, own.crashes, &checkpoint),
             )?;
         }
         self.claims.extend(claimed);
@@ -265,11 +269,23 @@ impl<'a> Story<'a> {
         self.tell(format!("run {run} writes"));
         match self.steps.write(&self.claims[run]).await {
             Ok(mut tx) => {
-                tx.record_checkpoint(run.into()).await.unwrap();
+                let progress = Progress {
+                    step: run.to_string(),
+                    ..Progress::default()
+                };
+                tx.record_progress(&progress).await.unwrap();
+                tx.record_checkpoint(serde_json::json!([run]))
+                    .await
+                    .unwrap();
+                let number = tx.fencing_number().await.unwrap();
                 tx.commit().await.unwrap();
-                same("whether it may write", true, self.model.is_current(run))
+                if number <= self.last_number {
+                    return Err(format!("{number} fences nobody after {}", self.last_number));
+                }
+                self.last_number = number;
+                same("whether it may write", true, self.model.write(run))
             }
-            Err(Fenced::Lost(_)) => same("whether it may write", false, self.model.is_current(run)),
+            Err(Fenced::Lost(_)) => same("whether it may write", false, self.model.write(run)),
             Err(error) => Err(error.to_string()),
         }
     }
