@@ -469,3 +469,45 @@ pub(crate) async fn wake_next(
     .await
     .map_err(LedgerError::database("waking the next jobs of freed keys"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(queued: i64, window: i64, closed: bool) -> i64 {
+        let room = Room {
+            queued,
+            window,
+            due: false,
+            closed,
+            limited: false,
+            tenant: None,
+            others: false,
+            held_tenants: Vec::new(),
+            held_workspaces: Vec::new(),
+        };
+        room.size()
+    }
+
+    #[test]
+    fn a_window_is_filled_up_once_a_quarter_of_it_is_free() {
+        assert_eq!(size(0, 8, false), 8);
+        assert_eq!(size(6, 8, false), 2);
+        assert_eq!(size(7, 8, false), 0, "a later claim pokes again");
+        assert_eq!(size(3, 4, false), 1);
+        assert_eq!(size(0, 1, false), 1);
+        assert_eq!(size(1, 1, false), 0);
+    }
+
+    #[test]
+    fn there_is_no_room_without_workers_nor_where_a_window_has_shrunk_nor_where_it_is_closed() {
+        assert_eq!(size(0, 0, false), 0);
+        assert_eq!(size(9, 4, false), 0);
+        assert_eq!(size(0, 8, true), 0);
+    }
+
+    #[test]
+    fn one_transaction_admits_a_batch_at_most() {
+        assert_eq!(size(0, 4000, false), BATCH);
+    }
+}
