@@ -274,26 +274,27 @@ pub async fn step(
     let states = plan.action.chosen(&plan.filter)?;
     let filter = &plan.filter;
     // No index knows all states, so where none of them can be found is not looked at all: what comes back by hundreds of
-    // parts would be read through by each of them.
-    let ends = |state: &String| ENDED.contains(&state.as_str());
-    let in_history = states.iter().any(ends);
-    let in_jobs = !states.iter().all(ends);
+    // parts would be read through by each of them. Where they can be, the planner must know how many have them: if it
+    // takes them for few it reads all there are and sorts, instead of following the ids as far as the limit.
+    let (in_history, in_jobs): (Vec<String>, Vec<String>) = states
+        .into_iter()
+        .partition(|state| ENDED.contains(&state.as_str()));
     let found = sqlx::query!(
-        r#"(SELECT id AS "id!", true AS "live!" FROM jobs WHERE $13 AND state::text = ANY ($1) AND created_at <= $2 AND id <> $12
+        r#"(SELECT id AS "id!", true AS "live!" FROM jobs WHERE cardinality($1::text[]) > 0 AND state = ANY ($1::text[]::job_state[]) AND created_at <= $2 AND id <> $12
                  AND ($11::uuid IS NULL OR id > $11) AND ($3::text IS NULL OR queue = $3)
                  AND ($4::text IS NULL OR kind = $4) AND ($5::uuid IS NULL OR workspace_id = $5) AND ($6::text IS NULL OR tenant = $6)
                  AND ($7::text IS NULL OR position(lower($7) IN lower(errors::text)) > 0)
                  AND ($8::timestamptz IS NULL OR created_at < $8) AND ($9::timestamptz IS NULL OR created_at > $9)
             ORDER BY id LIMIT $10)
            UNION ALL
-           (SELECT id, false FROM job_history WHERE $14 AND outcome::text = ANY ($1) AND outcome IN ('dead', 'cancelled') AND finished_at <= $2
+           (SELECT id, false FROM job_history WHERE cardinality($13::text[]) > 0 AND outcome = ANY ($13::text[]::job_outcome[]) AND outcome IN ('dead', 'cancelled') AND finished_at <= $2
                  AND ($11::uuid IS NULL OR id > $11) AND ($3::text IS NULL OR queue = $3)
                  AND ($4::text IS NULL OR kind = $4) AND ($5::uuid IS NULL OR workspace_id = $5) AND ($6::text IS NULL OR tenant = $6)
                  AND ($7::text IS NULL OR position(lower($7) IN lower(errors::text)) > 0)
                  AND ($8::timestamptz IS NULL OR created_at < $8) AND ($9::timestamptz IS NULL OR created_at > $9)
             ORDER BY id LIMIT $10)
            ORDER BY 1 LIMIT $10"#,
-        &states,
+        &in_jobs,
         plan.boundary,
         filter.queue,
         filter.kind,
@@ -305,8 +306,7 @@ pub async fn step(
         BATCH,
         progress.cursor,
         own.0,
-        in_jobs,
-        in_history,
+        &in_history,
     )
     .fetch_all(&mut *tx)
     .await
