@@ -8,15 +8,18 @@ use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use longshore_base::random;
-use longshore_tests::{OwnPostgres, OwnRedis, PATIENCE, Process, longshore, wait_until};
+use longshore_tests::{OwnPostgres, PATIENCE, Process, longshore, wait_until};
 use nix::sys::signal::Signal;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::mpsc;
 
+use crate::engine::OwnEngine;
 use crate::operator::Told;
 use crate::proxy::{Network, Proxy};
 use crate::schedule::{Fault, Operation, Who};
+use crate::sentinels::free_port;
+use crate::store::{Servers, Store};
 
 /// Before every key.
 pub(crate) const REDIS_PREFIX: &str = "chaos:";
@@ -30,11 +33,26 @@ const TIMES: [(&str, &str); 4] = [
     ("LONGSHORE_WORKER_GRACE_SECONDS", "3"),
 ];
 
+/// What a run stands on, besides Postgres.
+pub(crate) struct Ground {
+    pub(crate) redis: Store,
+    pub(crate) engine: Option<OwnEngine>,
+}
+
+impl Ground {
+    pub(crate) async fn plain() -> Self {
+        Self {
+            redis: Store::one().await,
+            engine: None,
+        }
+    }
+}
+
 /// Everything that runs.
 pub(crate) struct Arena {
     pub(crate) postgres: OwnPostgres,
-    redis: OwnRedis,
-    redis_is: Redis,
+    pub(crate) redis: Store,
+    pub(crate) engine: Option<OwnEngine>,
     sink: Process,
     sink_port: u16,
     workers: Vec<Place>,
@@ -62,13 +80,6 @@ pub(crate) struct Account {
     pub(crate) journal: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Redis {
-    Up,
-    Frozen,
-    Down,
-}
-
 /// Where a process runs, and the networks around it.
 struct Place {
     name: String,
@@ -78,7 +89,8 @@ struct Place {
     start_at: Instant,
     log: PathBuf,
     postgres: Proxy,
-    redis: Proxy,
+    /// None where sentinels tell the way around it.
+    redis: Option<Proxy>,
     is_cut_from_postgres: bool,
 }
 
@@ -89,8 +101,17 @@ impl Arena {
         workers: usize,
         operator: mpsc::UnboundedSender<Told>,
     ) -> Self {
+        Self::build_on(Ground::plain().await, directory, workers, operator).await
+    }
+
+    pub(crate) async fn build_on(
+        ground: Ground,
+        directory: &Path,
+        workers: usize,
+        operator: mpsc::UnboundedSender<Told>,
+    ) -> Self {
+        let Ground { redis, engine } = ground;
         let postgres = OwnPostgres::start().await;
-        let redis = OwnRedis::start().await;
         let migrated = longshore()
             .arg("migrate")
             .env("DATABASE_URL", postgres.url())
@@ -129,11 +150,15 @@ impl Arena {
             ("LONGSHORE_IN_DOCKER", "false"),
             ("RATE_LIMIT", "1000000"),
         ];
-        let settings = settings
+        let api_port = free_port();
+        let mut settings: BTreeMap<String, String> = settings
             .into_iter()
             .chain(TIMES)
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        if let Some(engine) = &engine {
+            settings.extend(engine.settings(api_port));
+        }
         let place = async |name: String| Place {
             name,
             process: None,
@@ -141,7 +166,10 @@ impl Arena {
             start_at: Instant::now(),
             log: PathBuf::new(),
             postgres: Proxy::to(postgres.socket()).await,
-            redis: Proxy::to(redis.socket()).await,
+            redis: match redis.socket() {
+                Some(socket) => Some(Proxy::to(socket).await),
+                None => None,
+            },
             is_cut_from_postgres: false,
         };
         let mut places = Vec::new();
@@ -150,12 +178,11 @@ impl Arena {
         }
         let api = place("api".to_owned()).await;
         Self {
-            redis_is: Redis::Up,
             sink,
             sink_port,
             workers: places,
             api,
-            api_port: free_port(),
+            api_port,
             admin_token,
             settings,
             directory: directory.to_owned(),
@@ -166,6 +193,7 @@ impl Arena {
             account: Account::default(),
             postgres,
             redis,
+            engine,
         }
     }
 
@@ -225,19 +253,23 @@ impl Arena {
             Who::Worker(_) => command.arg("worker"),
             Who::Api => command
                 .arg("api")
-                .args(["--listen", &format!("127.0.0.1:{}", self.api_port)]),
+                // Agents reach it from their network.
+                .args(["--listen", &format!("0.0.0.0:{}", self.api_port)]),
         };
         command.envs(&self.settings).current_dir(&self.directory);
-        let directory = self.directory.clone();
+        let (directory, redis) = (self.directory.clone(), self.redis.url());
         let place = self.place(who);
+        let redis = match &place.redis {
+            Some(proxy) => format!("redis://127.0.0.1:{}", proxy.port()),
+            None => redis,
+        };
         let database = format!(
             "postgres://longshore@127.0.0.1:{}/postgres?sslmode=disable",
             place.postgres.port()
         );
-        command.env("DATABASE_URL", database).env(
-            "REDIS_URL",
-            format!("redis://127.0.0.1:{}", place.redis.port()),
-        );
+        command
+            .env("DATABASE_URL", database)
+            .env("REDIS_URL", redis);
         let name = format!("{started:03}-{}", place.name);
         let process = Process::start(&name, &mut command, &directory);
         let pid = process.pid();
@@ -302,20 +334,26 @@ impl Arena {
                 let pid = place.process.as_ref().map(Process::pid);
                 self.account.excused.extend(pid);
             }
-            Fault::ToRedis(who, network) => self.place(who).redis.set(network),
-            Fault::FlushRedis if self.redis_is == Redis::Up => self.redis.flush().await,
-            Fault::KillRedis => {
-                self.redis.kill();
-                self.redis_is = Redis::Down;
+            Fault::ToRedis(who, network) => {
+                if let Some(redis) = &self.place(who).redis {
+                    redis.set(network);
+                }
             }
-            Fault::StartRedis if self.redis_is == Redis::Down => self.start_redis().await,
-            Fault::FreezeRedis if self.redis_is == Redis::Up => {
-                self.redis.freeze();
-                self.redis_is = Redis::Frozen;
+            Fault::FlushRedis
+            | Fault::KillRedis
+            | Fault::StartRedis
+            | Fault::FreezeRedis
+            | Fault::ThawRedis
+            | Fault::FailOver => self.redis.apply(fault).await,
+            Fault::StopEngine | Fault::KillEngine => {
+                if let Some(engine) = &mut self.engine {
+                    engine.end(match fault {
+                        Fault::StopEngine => Signal::SIGTERM,
+                        _ => Signal::SIGKILL,
+                    });
+                }
             }
-            Fault::ThawRedis if self.redis_is == Redis::Frozen => self.thaw_redis(),
-            // Another fault has the server at the moment.
-            Fault::FlushRedis | Fault::StartRedis | Fault::FreezeRedis | Fault::ThawRedis => {}
+            Fault::StartEngine => self.start_engine().await,
             Fault::RestartPostgres => self.while_postgres_is_away(Signal::SIGINT).await,
             Fault::CrashPostgres => self.while_postgres_is_away(Signal::SIGQUIT).await,
             Fault::Operate(Operation::Queue(queue, change)) => {
@@ -340,6 +378,9 @@ impl Arena {
             Fault::FlushRedis => "flushes",
             Fault::KillRedis => "Redis restarts",
             Fault::FreezeRedis => "Redis freezes",
+            Fault::FailOver => "orders to fail over",
+            Fault::StopEngine => "engine restarts",
+            Fault::KillEngine => "engine crashes",
             Fault::RestartPostgres => "Postgres restarts",
             Fault::CrashPostgres => "Postgres crashes",
             Fault::Operate(Operation::Queue(_, "pause" | "drain")) => "queues paused",
@@ -378,14 +419,11 @@ impl Arena {
         }
     }
 
-    fn thaw_redis(&mut self) {
-        self.redis.thaw();
-        self.redis_is = Redis::Up;
-    }
-
-    async fn start_redis(&mut self) {
-        self.redis.start_again().await;
-        self.redis_is = Redis::Up;
+    async fn start_engine(&mut self) {
+        if let Some(engine) = &mut self.engine {
+            engine.start_again().await;
+            self.note("the engine answers again");
+        }
     }
 
     fn tell(&self, told: Told) {
@@ -395,15 +433,14 @@ impl Arena {
     /// Ends every fault.
     pub(crate) async fn heal(&mut self) {
         self.note("all faults end");
-        match self.redis_is {
-            Redis::Up => {}
-            Redis::Frozen => self.thaw_redis(),
-            Redis::Down => self.start_redis().await,
-        }
+        self.redis.heal().await;
+        self.start_engine().await;
         for who in self.everybody() {
             let place = self.place(who);
             place.postgres.set(Network::Whole);
-            place.redis.set(Network::Whole);
+            if let Some(redis) = &place.redis {
+                redis.set(Network::Whole);
+            }
             place.is_cut_from_postgres = false;
             self.signal(who, Signal::SIGCONT);
         }
@@ -424,15 +461,13 @@ impl Arena {
             self.bury(who, status);
         }
         self.sink.kill();
+        if let Servers::Watched(sentinels) = &self.redis.servers {
+            let failovers = sentinels.failovers();
+            self.account.counts.insert("failovers", failovers);
+        }
     }
 }
 
 fn has_started(log: &str) -> bool {
     log.contains("the worker takes jobs") || log.contains("the API serves")
-}
-
-/// One that is free now, for a server that comes back to the same one.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -71,7 +71,8 @@ async fn a_poison_job_dies_with_its_third_worker_and_takes_no_neighbour_along() 
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
-fn request(plan: Plan) -> Request {
+/// A job that takes a moment.
+pub(crate) fn request(plan: Plan) -> Request {
     Request {
         at: Duration::ZERO,
         place: "left",

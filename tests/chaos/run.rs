@@ -11,11 +11,15 @@ use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::arena::{Arena, REDIS_PREFIX};
+use crate::arena::{Arena, Ground, REDIS_PREFIX};
 use crate::check::violations;
+use crate::engine::OwnEngine;
+use crate::failover::everybody_follows;
 use crate::operator::{create_workspace, operate};
 use crate::requests::ask;
-use crate::schedule::{Schedule, WORKERS};
+use crate::schedule::{Scene, Schedule, WORKERS};
+use crate::store::Store;
+use crate::workspaces::{unsound_workspaces, wrong_workspaces};
 
 const TICK: Duration = Duration::from_millis(50);
 /// Longest time without the end of a job once the faults have ended. How long all take depends on how many there are.
@@ -48,15 +52,32 @@ pub(crate) fn length() -> Option<Duration> {
 }
 
 /// Lets everything fail for a while, then looks that nothing came of it.
-pub(crate) async fn chaos(seed: u64, length: Duration) {
-    let directory = directory(&format!("chaos-{seed}"));
+pub(crate) async fn chaos(seed: u64, length: Duration, scene: Scene) {
+    let directory = directory(&format!("chaos-{scene:?}-{seed}"));
     println!(
-        "chaos: seed {seed}, {length:?}; what it sees is in {}",
+        "chaos: {scene:?}, seed {seed}, {length:?}; what it sees is in {}",
         directory.display()
     );
-    let schedule = Schedule::draw(seed, length);
+    let schedule = Schedule::draw(seed, length, scene);
     let (told, telling) = mpsc::unbounded_channel();
-    let mut arena = Arena::build(&directory, WORKERS, told.clone()).await;
+    let ground = match scene {
+        Scene::Plain => Ground::plain().await,
+        Scene::Sentinels => Ground {
+            redis: Store::watched().await,
+            engine: None,
+        },
+        Scene::Engine => match OwnEngine::start().await {
+            Ok(engine) => Ground {
+                engine: Some(engine),
+                ..Ground::plain().await
+            },
+            Err(why) => {
+                eprintln!("SKIPPED: no engine of its own can be had: {why}");
+                return;
+            }
+        },
+    };
+    let mut arena = Arena::build_on(ground, &directory, WORKERS, told.clone()).await;
     let api = Caller::at(
         &format!("http://127.0.0.1:{}", arena.api_port),
         Some(&arena.admin_token),
@@ -66,14 +87,16 @@ pub(crate) async fn chaos(seed: u64, length: Duration) {
     let stop = CancellationToken::new();
     let admitter = admitter(&arena, &stop);
     let asking = {
-        let (pool, requests) = (pool.clone(), schedule.requests.clone());
+        let (pool, admitter) = (pool.clone(), admitter.clone());
+        let requests = schedule.requests.clone();
         tokio::spawn(async move { ask(&pool, &admitter, &sink, &requests, HANDS).await })
     };
-    let people = tokio::spawn(ask_for_workspaces(api, schedule.workspaces.clone()));
+    let people = tokio::spawn(ask_for_workspaces(api.clone(), schedule.workspaces.clone()));
 
     let began = Instant::now();
     let mut faults = schedule.faults.iter().peekable();
-    while began.elapsed() < length || faults.peek().is_some() {
+    // What has not ended by then is ended all at once.
+    while began.elapsed() < length {
         arena.tend();
         while let Some((_, fault)) = faults.next_if(|(at, _)| *at <= began.elapsed()) {
             arena.apply(*fault).await;
@@ -82,32 +105,25 @@ pub(crate) async fn chaos(seed: u64, length: Duration) {
     }
     arena.heal().await;
     let settling = Instant::now();
-    let (mut left, mut moved) = (None, Instant::now());
-    loop {
-        arena.tend();
-        let now_left = live(&pool).await;
-        let is_asked = asking.is_finished() && people.is_finished();
-        if is_asked && now_left == Some(0) {
-            break;
-        }
-        if now_left != left {
-            (left, moved) = (now_left, Instant::now());
-        }
-        if moved.elapsed() > STANDS_STILL {
-            keep(&pool, &directory, &arena).await;
-            panic!(
-                "seed {seed}: {left:?} jobs are left, none of which ended for {STANDS_STILL:?}; see {}",
-                directory.display()
-            );
-        }
-        tokio::time::sleep(TICK).await;
-    }
+    let is_asked = || asking.is_finished() && people.is_finished();
+    until_settled(&mut arena, &directory, is_asked).await;
     let settled = settling.elapsed();
     drop(told);
-    let (asked, workspaces) = (asking.await.unwrap(), people.await.unwrap());
+    let (mut asked, workspaces) = (asking.await.unwrap(), people.await.unwrap());
+    if scene == Scene::Sentinels {
+        let more = everybody_follows(&mut arena, &api, &admitter).await;
+        asked.accepted.extend(more.accepted);
+        until_settled(&mut arena, &directory, || true).await;
+    }
+    let mut wrong = Vec::new();
+    if let Some(engine) = &arena.engine {
+        wrong.extend(unsound_workspaces(&pool, engine, &workspaces).await);
+    } else {
+        wrong.extend(wrong_workspaces(&pool, &workspaces).await);
+    }
     arena.close().await;
-    let mut wrong = violations(&pool, &asked, &arena.account, &directory.join("sink.jsonl")).await;
-    wrong.extend(wrong_workspaces(&pool, &workspaces).await);
+    let sink_log = directory.join("sink.jsonl");
+    wrong.extend(violations(&pool, &asked, &arena.account, &sink_log).await);
     wrong.extend(forgotten_waiters(&directory));
     println!(
         "chaos: {} jobs asked for, {} commits unanswered, {} workspaces; {:?}; settled in {settled:.1?}",
@@ -134,6 +150,30 @@ pub(crate) async fn chaos(seed: u64, length: Duration) {
     drop(arena);
     operating.await.unwrap();
     std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// Waits until all has been asked for and has ended.
+async fn until_settled(arena: &mut Arena, directory: &Path, is_asked: impl Fn() -> bool) {
+    let pool = arena.pool().clone();
+    let (mut left, mut moved) = (None, Instant::now());
+    loop {
+        arena.tend();
+        let now_left = live(&pool).await;
+        if is_asked() && now_left == Some(0) {
+            return;
+        }
+        if now_left != left {
+            (left, moved) = (now_left, Instant::now());
+        }
+        if moved.elapsed() > STANDS_STILL {
+            keep(&pool, directory, arena).await;
+            panic!(
+                "{left:?} jobs are left, none of which ended for {STANDS_STILL:?}; see {}",
+                directory.display()
+            );
+        }
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 /// That of those who ask for jobs.
@@ -167,27 +207,6 @@ async fn ask_for_workspaces(
         made.push((name, ids));
     }
     made
-}
-
-/// Each was asked for until it was answered: there is one, with one job, which found no engine.
-async fn wrong_workspaces(pool: &PgPool, made: &[(String, (String, String))]) -> Vec<String> {
-    let found: Vec<(String, String, String)> = sqlx::query_as(
-        "SELECT name, workspaces.id::text, concat(job_history.id, ' ', outcome, ' ', attempt) FROM workspaces
-         LEFT JOIN job_history ON workspace_id = workspaces.id ORDER BY name",
-    )
-    .fetch_all(pool)
-    .await
-    .unwrap();
-    let mut expected: Vec<_> = made
-        .iter()
-        .map(|(name, (id, job))| (name.clone(), id.clone(), format!("{job} dead 1")))
-        .collect();
-    expected.sort();
-    if found == expected {
-        Vec::new()
-    } else {
-        vec![format!("workspaces: {found:#?}, expected {expected:#?}")]
-    }
 }
 
 /// The pass that wakes them is for what should not be.

@@ -38,6 +38,13 @@ pub(crate) enum Fault {
     StartRedis,
     FreezeRedis,
     ThawRedis,
+    /// The master and its replica change places.
+    FailOver,
+    /// SIGTERM to the Docker engine.
+    StopEngine,
+    /// SIGKILL.
+    KillEngine,
+    StartEngine,
     RestartPostgres,
     CrashPostgres,
     Operate(Operation),
@@ -86,6 +93,17 @@ pub(crate) struct Request {
     pub(crate) poke: bool,
 }
 
+/// What a run is made of, besides processes and Postgres.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scene {
+    /// A Redis, with networks that can be cut, and no engine.
+    Plain,
+    /// A master and a replica of Redis, watched over by sentinels.
+    Sentinels,
+    /// The first, with a Docker engine.
+    Engine,
+}
+
 /// One run of the suite.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule {
@@ -96,9 +114,9 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    pub(crate) fn draw(seed: u64, length: Duration) -> Self {
+    pub(crate) fn draw(seed: u64, length: Duration, scene: Scene) -> Self {
         let mut dice = Dice(StdRng::seed_from_u64(seed));
-        let faults = dice.faults(length);
+        let faults = dice.faults(length, scene);
         let requests = dice.requests(length);
         let workspaces = dice.moments(length, WORKSPACES_PER_SECOND);
         Self {
@@ -140,16 +158,24 @@ impl Dice {
         }
     }
 
-    fn faults(&mut self, length: Duration) -> Vec<(Duration, Fault)> {
+    fn faults(&mut self, length: Duration, scene: Scene) -> Vec<(Duration, Fault)> {
         let mut faults = Vec::new();
         let mut at = Duration::from_millis(500);
         let mut postgres_until = Duration::ZERO;
+        // A failover takes a second and a half.
+        let longest_away = if scene == Scene::Sentinels {
+            5000
+        } else {
+            2000
+        };
+        let mut engine_until = Duration::ZERO;
+        let sides = if scene == Scene::Engine { 38 } else { 30 };
         while at < length {
             let mut between = |from: Fault, lasts: Duration, to: Fault| {
                 faults.push((at, from));
                 faults.push((at + lasts, to));
             };
-            match self.0.random_range(0..30) {
+            match self.0.random_range(0..sides) {
                 0..5 => faults.push((at, Fault::Kill(self.who()))),
                 5..9 => {
                     let who = self.who();
@@ -171,6 +197,7 @@ impl Dice {
                         Fault::ToPostgres(who, Network::Whole),
                     );
                 }
+                14..17 if scene == Scene::Sentinels => faults.push((at, Fault::FailOver)),
                 14..17 => {
                     let (who, how) = (self.who(), self.one_of(&[Network::Stalled, Network::Cut]));
                     between(
@@ -180,7 +207,11 @@ impl Dice {
                     );
                 }
                 17..20 => faults.push((at, Fault::FlushRedis)),
-                20..22 => between(Fault::KillRedis, self.millis(100..2000), Fault::StartRedis),
+                20..22 => between(
+                    Fault::KillRedis,
+                    self.millis(100..longest_away),
+                    Fault::StartRedis,
+                ),
                 22 => between(Fault::FreezeRedis, self.millis(500..4000), Fault::ThawRedis),
                 23..25 if at > postgres_until => {
                     postgres_until = at + Duration::from_secs(6);
@@ -196,6 +227,13 @@ impl Dice {
                         self.millis(300..3000),
                         Fault::Operate(Operation::Queue(QUEUE, "resume")),
                     );
+                }
+                30.. if at < engine_until => {}
+                30.. => {
+                    let how = self.one_of(&[Fault::StopEngine, Fault::KillEngine]);
+                    let lasts = self.millis(100..2000);
+                    engine_until = at + lasts + Duration::from_secs(2);
+                    between(how, lasts, Fault::StartEngine);
                 }
                 _ => {
                     let worker = self.0.random_range(0..WORKERS);

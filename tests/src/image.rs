@@ -14,7 +14,7 @@ use crate::programs::agent_binary;
 const REPOSITORY: &str = "longshore-test/reference-agent";
 
 /// Imports it unless it is there; answers its name.
-pub(crate) async fn ensure(docker: &Docker) -> String {
+pub async fn ensure(docker: &Docker) -> String {
     let binary = std::fs::read(agent_binary()).unwrap();
     let tag = hex::encode(&sha256(&binary)[..6]);
     let image = format!("{REPOSITORY}:{tag}");

@@ -20,7 +20,7 @@ mod app;
 mod builder;
 mod caller;
 mod engine;
-mod image;
+pub mod image;
 pub mod leftovers;
 mod process;
 mod programs;
