@@ -23,11 +23,11 @@ static TABLE: [Conflict; 8] = {
     }
     [
         cell("test", Older::Scheduled, Resolution::Supersede),
-        cell("test", Older::BackingOff, Resolution::Supersede),
+        cell("test", Older::BackingOff, Resolution::Coalesce),
         cell("test", Older::Queued, Resolution::Supersede),
         cell("test", Older::Running, Resolution::Cancel),
         cell("hooked", Older::Scheduled, Resolution::Wait),
-        cell("hooked", Older::BackingOff, Resolution::Coalesce),
+        cell("hooked", Older::BackingOff, Resolution::Supersede),
         cell("hooked", Older::Queued, Resolution::Wait),
         cell("hooked", Older::Running, Resolution::Wait),
     ]
@@ -111,8 +111,8 @@ async fn a_job_that_backs_off_may_be_overtaken() {
         Verdict::RetryAfter(JobError::plain("broken"), Duration::from_secs(600))
     }))
     .await;
-    let superseded = rig.enqueue(new_job("a")).await;
-    let coalesces = rig.enqueue(new_job("b").hooked()).await;
+    let coalesces = rig.enqueue(new_job("a")).await;
+    let superseded = rig.enqueue(new_job("b").hooked()).await;
     for id in [superseded, coalesces] {
         until("it to back off", || async {
             rig.job(id)

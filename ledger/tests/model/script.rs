@@ -79,7 +79,7 @@ impl ReferenceStateMachine for Script {
     fn transitions(_: &Asked) -> BoxedStrategy<Step> {
         prop_oneof![
             8 => request().prop_map(Step::Enqueue),
-            1 => select(&KEYS[..]).prop_map(Step::Overtake),
+            3 => select(&KEYS[..]).prop_map(Step::Overtake),
             3 => (1_i64..=5).prop_map(Step::Advance),
             2 => select(&Kind::ALL[..]).prop_map(Step::Admit),
             8 => Just(Step::AdmitAll),
