@@ -130,6 +130,28 @@ async fn what_is_held_or_without_a_worker_waits_until_it_is_let_go() {
     let err = exits(&app.command(&["holds", "set", "--kind", "nonsense"]), USAGE);
     assert!(err.contains("provision"), "{err}");
 
+    // What cancels many is a job itself, so everything held would hold it too.
+    exits(&app.command(&["queues", "pause", "provision"]), DONE);
+    let (surplus, unwanted) = app.create("surplus", json!({})).await;
+    until_waiting(&app, &unwanted, "paused").await;
+    let which = format!("workspace={surplus} state=scheduled");
+    let cancel = [
+        "jobs",
+        "cancel",
+        "--where",
+        &which,
+        "--reason",
+        "wrong batch",
+    ];
+    let refused = exits(&app.command(&[&cancel[..], &["--dry-run"]].concat()), USAGE);
+    assert!(refused.contains("--reason"), "{refused}");
+    let out = exits(&app.command(&[&cancel[..], &["--yes"]].concat()), DONE);
+    assert_eq!(out, "1 of 1 jobs cancelled\n");
+    let cancelled = app.job(&unwanted).await;
+    assert_eq!(cancelled["state"], "cancelled");
+    assert!(cancelled.to_string().contains("wrong batch"), "{cancelled}");
+    exits(&app.command(&["queues", "resume", "provision"]), DONE);
+
     let worker = json_of(&app, &["workers", "list"])["items"][0]["name"].clone();
     let worker = worker.as_str().unwrap();
     let out = exits(&app.command(&["workers", "drain", worker]), DONE);

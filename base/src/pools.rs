@@ -22,6 +22,8 @@ const INDEX_ONLY_PLANS: [(&str, &str); 5] = [
     ("enable_mergejoin", "off"),
     ("plan_cache_mode", "force_generic_plan"),
 ];
+/// A plan that was made while the queue's tables were empty, and kept, reads all of them once they are full.
+const PLAN_FOR_EACH: (&str, &str) = ("plan_cache_mode", "force_custom_plan");
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a Postgres that is there is waited for until it takes connections.
 const STARTING_LIMIT: Duration = Duration::from_secs(10);
@@ -133,7 +135,7 @@ impl Pools {
             control: open(control_options, CONTROL_CONNECTIONS)
                 .await
                 .map_err(connect)?,
-            work: open(options, config.max_connections)
+            work: open(options.options([PLAN_FOR_EACH]), config.max_connections)
                 .await
                 .map_err(connect)?,
         })

@@ -18,6 +18,7 @@ use crate::idempotency::{IdempotencyKey, Idempotent};
 use crate::problem::ApiError;
 use crate::problem::ApiResult;
 use crate::queues::require_accepted;
+use crate::reason::check;
 use crate::state::Shared;
 
 const FAILED: &str = "bulk action failed";
@@ -67,6 +68,9 @@ pub(crate) struct BulkJobsRequest {
     dry_run: bool,
     /// Of the apply: what the dry run answered.
     filter_token: Option<Uuid>,
+    /// Of the apply: why; at most 500 characters. It shows in the job that does it, and in the error of each job that it
+    /// cancels or throws away while that waits.
+    reason: Option<String>,
 }
 
 impl JsonRequest for BulkJobsRequest {}
@@ -124,6 +128,12 @@ impl BulkJobsApi {
         let action = BulkAction::from(request.action);
         let internal = |error| ApiError::internal(FAILED, error);
         let by = access.0.name();
+        let reason = check(request.reason)?;
+        if request.dry_run && reason.is_some() {
+            return Err(ApiError::bad_request(
+                "a dry run changes nothing, so it takes no reason",
+            ));
+        }
         let (answer, queue) = key
             .once(&state, FAILED, async |tx| {
                 let token = match (request.dry_run, request.filter, request.filter_token) {
@@ -150,7 +160,7 @@ impl BulkJobsApi {
                         ));
                     }
                 };
-                let Some(plan) = take_plan(tx, token).await.map_err(internal)? else {
+                let Some(mut plan) = take_plan(tx, token).await.map_err(internal)? else {
                     return Err(ApiError::not_found(
                         "no such filter_token: it was used, or it has expired; do the dry run again",
                     ));
@@ -160,6 +170,7 @@ impl BulkJobsApi {
                         "the filter_token is of a dry run of another action",
                     ));
                 }
+                plan.reason = reason;
                 let enqueued = bulk::request(tx, plan, &by).await.map_err(internal)?;
                 require_accepted(tx, &enqueued.queue, bulk::TENANT, None, FAILED).await?;
                 let job = inspect::find_job(tx, enqueued.job_id).await.map_err(internal)?;

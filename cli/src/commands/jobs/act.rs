@@ -52,8 +52,8 @@ pub(crate) struct ActArgs {
     /// With --where: only count.
     #[arg(long, requires = "where", conflicts_with = "yes")]
     dry_run: bool,
-    /// With ids: why, for the history.
-    #[arg(long, value_name = "TEXT", conflicts_with = "where")]
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT", conflicts_with = "dry_run")]
     reason: Option<String>,
 }
 
@@ -141,7 +141,9 @@ async fn many(
             }
         }
     }
-    let apply = json!({"action": action.name(), "filter_token": plan.get("filter_token")});
+    let apply = json!({
+        "action": action.name(), "filter_token": plan.get("filter_token"), "reason": args.reason,
+    });
     let accepted: Value = client.post("/jobs/bulk", &apply).await?;
     let job = watch(client, &text(&accepted, "job_id"), None).await?;
     if json {
