@@ -141,9 +141,10 @@ async fn many(
             }
         }
     }
-    let apply = json!({
-        "action": action.name(), "filter_token": plan.get("filter_token"), "reason": args.reason,
-    });
+    let mut apply = json!({"action": action.name(), "filter_token": plan.get("filter_token")});
+    if let Some(reason) = &args.reason {
+        apply["reason"] = json!(reason);
+    }
     let accepted: Value = client.post("/jobs/bulk", &apply).await?;
     let job = watch(client, &text(&accepted, "job_id"), None).await?;
     if json {
