@@ -41,7 +41,8 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             hooks: None,
         });
     #[cfg(feature = "failpoints")]
-    let kinds = kinds.with(crate::effect::spec());
+    let kinds =
+        crate::effect::kinds().fold(kinds, |kinds, name| kinds.with(crate::effect::spec(name)));
     kinds
 }
 
@@ -64,13 +65,14 @@ pub fn executors(
         kinds: kinds.clone(),
         admitter: admitter.clone(),
     });
-    HashMap::from([
+    [
         (provision::KIND, provision),
         (stop::KIND, stop),
         (bulk::KIND, bulk),
-        #[cfg(feature = "failpoints")]
-        (crate::effect::KIND, Arc::new(crate::effect::EffectExecutor)),
-    ])
+    ]
+    .into_iter()
+    .chain(test_executors())
+    .collect()
 }
 
 /// The queues a worker reads, given the engine it has.
@@ -90,9 +92,23 @@ pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
 
 #[cfg(feature = "failpoints")]
 fn test_queues() -> impl Iterator<Item = (String, &'static str)> {
-    crate::effect::PLACES
-        .iter()
-        .map(|at| (place::queue(crate::effect::KIND, at), crate::effect::KIND))
+    crate::effect::kinds().flat_map(|kind| {
+        let places = crate::effect::PLACES.iter();
+        places.map(move |at| (place::queue(kind, at), kind))
+    })
+}
+
+#[cfg(feature = "failpoints")]
+fn test_executors() -> impl Iterator<Item = (&'static str, Arc<dyn Executor>)> {
+    crate::effect::kinds().map(|kind| {
+        let executor: Arc<dyn Executor> = Arc::new(crate::effect::EffectExecutor);
+        (kind, executor)
+    })
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn test_executors() -> impl Iterator<Item = (&'static str, Arc<dyn Executor>)> {
+    std::iter::empty()
 }
 
 #[cfg(not(feature = "failpoints"))]

@@ -201,6 +201,12 @@ impl Arena {
         &self.pool
     }
 
+    /// What is started from now on is of a later version of the program.
+    pub(crate) fn upgrade(&mut self) {
+        self.settings
+            .insert("LONGSHORE_EFFECT_LATER".to_owned(), "1".to_owned());
+    }
+
     pub(crate) fn redis_url(&self) -> String {
         self.redis.url()
     }

@@ -81,7 +81,7 @@ pub(crate) async fn violations(
     }
     let jobs: Vec<Ended> = sqlx::query_as(
         "SELECT id, seq, outcome::text, attempt, crashes, dispatch, dedupe_key, errors FROM job_history
-         WHERE kind = 'effect' ORDER BY seq",
+         WHERE kind LIKE 'effect%' ORDER BY seq",
     )
     .fetch_all(pool)
     .await

@@ -84,6 +84,8 @@ pub(crate) fn request(plan: Plan) -> Request {
         steps: 2,
         step_ms: 300,
         plan,
+        kind: "effect",
+        args_version: 1,
         poke: true,
     }
 }

@@ -89,8 +89,8 @@ fn away(source: sqlx::Error) -> LedgerError {
 
 fn new_job(request: &Request, sink: &str) -> NewJob {
     NewJob {
-        kind: "effect",
-        queue: format!("effect@{}", request.place),
+        kind: request.kind,
+        queue: format!("{}@{}", request.kind, request.place),
         tenant: request.tenant.clone(),
         workspace_id: None,
         keys: request.keys.clone(),
@@ -98,7 +98,7 @@ fn new_job(request: &Request, sink: &str) -> NewJob {
         args: json!({
             "sink": sink, "steps": request.steps, "step_ms": request.step_ms, "plan": request.plan,
         }),
-        args_version: 1,
+        args_version: request.args_version,
         priority: 0,
         delay: request.delay,
         deadline: Duration::from_secs(24 * 3600),

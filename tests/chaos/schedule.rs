@@ -80,6 +80,8 @@ pub(crate) enum Plan {
 /// A job to be asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
+    pub(crate) kind: &'static str,
+    pub(crate) args_version: i16,
     pub(crate) at: Duration,
     pub(crate) place: &'static str,
     pub(crate) tenant: String,
@@ -299,6 +301,8 @@ impl Dice {
             steps: self.0.random_range(1..=4),
             step_ms: self.0.random_range(5..120),
             plan,
+            kind: QUEUE,
+            args_version: 1,
             poke: self.chance(70),
         }
     }

@@ -61,11 +61,25 @@ pub enum Plan {
     Panic,
 }
 
-/// What every process knows of the kind.
-pub(crate) fn spec() -> KindSpec {
+/// A kind that only a later version of this program has.
+pub const LATER_KIND: &str = "effect-later";
+
+/// Whether this process is of the later version, which has [`LATER_KIND`] and reads arguments of version 2 (they are the
+/// same): `LONGSHORE_EFFECT_LATER` is set.
+fn is_later() -> bool {
+    std::env::var_os("LONGSHORE_EFFECT_LATER").is_some()
+}
+
+/// The kinds this version has.
+pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
+    std::iter::once(KIND).chain(is_later().then_some(LATER_KIND))
+}
+
+/// What every process knows of a kind.
+pub(crate) fn spec(name: &'static str) -> KindSpec {
     KindSpec {
-        name: KIND,
-        args_versions: &[1],
+        name,
+        args_versions: if is_later() { &[1, 2] } else { &[1] },
         policy: POLICY,
         hooks: None,
     }
