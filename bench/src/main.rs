@@ -1,6 +1,7 @@
 //! Benchmarks: ours beside peers in the same run, printing ratios. Started by `./dev bench`, which brings the servers.
 
 mod bulk;
+mod client;
 mod fairness;
 mod history;
 mod ledger;

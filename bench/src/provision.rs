@@ -19,9 +19,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use longshore_backends::docker::files_archive;
 use longshore_backends::{ConfigFile, Docker, DockerConfig, StartSpec, WorkspaceAccess};
 use longshore_base::{Secret, WorkspaceId, ids};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::process::{Child, Command};
 
+use crate::client::Api;
 use crate::stats::{median, ms, percentile};
 
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -55,9 +56,7 @@ pub(crate) struct ProvisionArguments {
 /// A Longshore of its own.
 struct Server {
     child: Child,
-    url: String,
-    http: reqwest::Client,
-    token: String,
+    api: Api,
     _data: tempfile::TempDir,
 }
 
@@ -149,34 +148,13 @@ impl Server {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", arguments.longshore.display()))?;
-        let url = format!("http://127.0.0.1:{port}");
-        // Fails only when one is installed already.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::new();
-        let start = Instant::now();
-        loop {
-            if http
-                .get(format!("{url}/readyz"))
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-            {
-                break;
-            }
-            anyhow::ensure!(
-                start.elapsed() < Duration::from_secs(60),
-                "the server was not ready within a minute"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let api = Api::when_ready(format!("http://127.0.0.1:{port}")).await?;
         let token = std::fs::read_to_string(data.path().join("admin-token"))?
             .trim()
             .to_owned();
         Ok(Self {
             child,
-            url,
-            http,
-            token,
+            api: api.with_token(token),
             _data: data,
         })
     }
@@ -193,35 +171,10 @@ impl Server {
         Ok(())
     }
 
-    async fn call(
-        &self,
-        method: reqwest::Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> anyhow::Result<Value> {
-        let mut request = self
-            .http
-            .request(method, format!("{}{path}", self.url))
-            .bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let answer = request.send().await?;
-        let status = answer.status();
-        let text = answer.text().await?;
-        anyhow::ensure!(status.is_success(), "{path} answered {status}: {text}");
-        Ok(serde_json::from_str(&text)?)
-    }
-
     /// Posts one; answers its id and job.
     async fn post(&self, name: &str) -> anyhow::Result<(String, String)> {
-        let made = self
-            .call(
-                reqwest::Method::POST,
-                "/workspaces",
-                Some(json!({ "name": name })),
-            )
-            .await?;
+        let body = json!({ "name": name });
+        let made = self.api.post("/workspaces", body).await?;
         let text = |key: &str| {
             made[key]
                 .as_str()
@@ -235,9 +188,7 @@ impl Server {
     async fn finished(&self, job: &str) -> anyhow::Result<(DateTime<Utc>, DateTime<Utc>)> {
         let start = Instant::now();
         loop {
-            let job = self
-                .call(reqwest::Method::GET, &format!("/jobs/{job}"), None)
-                .await?;
+            let job = self.api.get(&format!("/jobs/{job}")).await?;
             if !job["finished_at"].is_null() {
                 anyhow::ensure!(
                     job["state"] == "succeeded",
@@ -256,9 +207,7 @@ impl Server {
     async fn online(&self, id: &str) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
-            let workspace = self
-                .call(reqwest::Method::GET, &format!("/workspaces/{id}"), None)
-                .await?;
+            let workspace = self.api.get(&format!("/workspaces/{id}")).await?;
             if workspace["status"] == "online" {
                 return Ok(());
             }
@@ -268,9 +217,8 @@ impl Server {
     }
 
     async fn delete(&self, id: &str) -> anyhow::Result<()> {
-        self.call(reqwest::Method::DELETE, &format!("/workspaces/{id}"), None)
-            .await
-            .map(drop)
+        let path = format!("/workspaces/{id}");
+        self.api.delete(&path).await.map(drop)
     }
 
     /// One workspace, so that image and network are there; tells which they are.

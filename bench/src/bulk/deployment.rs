@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use longshore_base::random;
-use reqwest::Method;
-use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
+
+use crate::client::Api;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -21,14 +21,6 @@ pub(super) struct Deployment {
     worker: Child,
     /// Where there is no engine.
     _nowhere: tempfile::TempDir,
-}
-
-/// Calls as an operator makes them.
-#[derive(Clone)]
-pub(super) struct Api {
-    http: reqwest::Client,
-    url: String,
-    token: String,
 }
 
 impl Deployment {
@@ -62,14 +54,9 @@ impl Deployment {
             .port();
         let listen = format!("127.0.0.1:{port}");
         let api_process = spawn(binary, &settings, &["api", "--listen", &listen])?;
-        // Fails only when one is installed already.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let api = Api {
-            http: reqwest::Client::new(),
-            url: format!("http://{listen}"),
-            token,
-        };
-        api.until_ready().await?;
+        let api = Api::when_ready(format!("http://{listen}"))
+            .await?
+            .with_token(token);
         let worker = spawn(binary, &settings, &["worker"])?;
         let deployment = Self {
             binary: binary.to_owned(),
@@ -161,39 +148,4 @@ fn spawn(
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot start {}", binary.display()))
-}
-
-impl Api {
-    pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        self.call(Method::GET, path, None).await
-    }
-
-    pub(super) async fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
-        self.call(Method::POST, path, Some(body)).await
-    }
-
-    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
-        let url = format!("{}{path}", self.url);
-        let mut request = self.http.request(method, url).bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let answer = request.send().await?;
-        let status = answer.status();
-        let text = answer.text().await?;
-        anyhow::ensure!(status.is_success(), "{path} answered {status}: {text}");
-        Ok(serde_json::from_str(&text)?)
-    }
-
-    async fn until_ready(&self) -> anyhow::Result<()> {
-        let start = Instant::now();
-        while self.get("/readyz").await.is_err() {
-            anyhow::ensure!(
-                start.elapsed() < PATIENCE,
-                "the API was not ready within a minute"
-            );
-            sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    }
 }

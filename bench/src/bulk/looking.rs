@@ -6,7 +6,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::deployment::Api;
+use crate::client::Api;
 use crate::stats::{ms, percentile};
 
 /// What the 99th percentile is to stay under.

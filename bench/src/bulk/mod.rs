@@ -20,9 +20,10 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::time::sleep;
 
-use self::deployment::{Api, Deployment};
+use self::deployment::Deployment;
 use self::looking::Looking;
 use self::memory::Memory;
+use crate::client::Api;
 use crate::past::{Past, insert, make_days};
 use crate::servers::Servers;
 
