@@ -25,6 +25,42 @@ pub(crate) struct OwnEngine {
     gateway: String,
     /// Of the reference agent.
     image: String,
+    /// Goes last.
+    bridge: Bridge,
+}
+
+/// The engine's default bridge. One told to have none would take that of the machine's engine away.
+struct Bridge {
+    name: String,
+}
+
+impl Bridge {
+    fn make(number: u32) -> Result<Self, String> {
+        let bridge = Self {
+            name: format!("lschaos{number}"),
+        };
+        let (name, address) = (bridge.name.as_str(), format!("10.232.{number}.1/24"));
+        for arguments in [
+            &["link", "add", "name", name, "type", "bridge"][..],
+            &["address", "add", &address, "dev", name],
+            &["link", "set", name, "up"],
+        ] {
+            let made = Command::new("ip").args(arguments).output();
+            let made = made.map_err(|error| format!("ip (of iproute2): {error}"))?;
+            if !made.status.success() {
+                let said = String::from_utf8_lossy(&made.stderr).into_owned();
+                return Err(format!("ip {}: {said}", arguments.join(" ")));
+            }
+        }
+        Ok(bridge)
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let arguments = ["link", "delete", &self.name];
+        Command::new("ip").args(arguments).status().ok();
+    }
 }
 
 impl OwnEngine {
@@ -41,10 +77,13 @@ impl OwnEngine {
             .unwrap();
         std::fs::write(place.path().join("daemon.json"), "{}").unwrap();
         // One of 250, by the process' id: two runs at a time are enough.
-        let subnet = format!("10.231.{}", std::process::id() % 250);
+        let number = std::process::id() % 250;
+        let subnet = format!("10.231.{number}");
         let gateway = format!("{subnet}.1");
+        let bridge = Bridge::make(number)?;
         let mut engine = Self {
-            process: launch(place.path(), &gateway, 0),
+            process: launch(place.path(), &gateway, &bridge, 0),
+            bridge,
             is_away: false,
             started: 0,
             place,
@@ -116,7 +155,7 @@ impl OwnEngine {
             // Its child, killed with it, may be a zombie that nobody buries, and would be taken for alive.
             std::fs::remove_file(self.place.path().join("exec/containerd/containerd.pid")).ok();
             self.started += 1;
-            self.process = launch(self.place.path(), &self.gateway, self.started);
+            self.process = launch(self.place.path(), &self.gateway, &self.bridge, self.started);
             self.answers().await.unwrap();
             self.is_away = false;
         }
@@ -208,7 +247,7 @@ fn connect(socket: &str) -> Result<Docker, bollard::errors::Error> {
     Docker::connect_with_unix(socket, 20, bollard::API_DEFAULT_VERSION)
 }
 
-fn launch(place: &Path, gateway: &str, number: usize) -> Process {
+fn launch(place: &Path, gateway: &str, bridge: &Bridge, number: usize) -> Process {
     let mut command = Command::new("dockerd");
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
     let at = |name: &str| place.join(name).display().to_string();
@@ -218,7 +257,8 @@ fn launch(place: &Path, gateway: &str, number: usize) -> Process {
         .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
         .args(["--pidfile", &at("pid")])
         .arg(format!("--host=unix://{}", at("docker.sock")))
-        .args(["--bridge=none", "--iptables=false", "--ip-masq=false"])
+        .arg(format!("--bridge={}", bridge.name))
+        .args(["--iptables=false", "--ip-masq=false"])
         .args(["--host-gateway-ip", gateway])
         .args(["--log-level", "warn"]);
     Process::start(&format!("dockerd-{number}"), &mut command, place)
