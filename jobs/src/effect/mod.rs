@@ -124,9 +124,9 @@ impl From<std::io::Error> for Trouble {
 
 async fn perform(ctx: &RunContext) -> Result<Verdict, Trouble> {
     let job = ctx.job();
-    let args: Args = match serde_json::from_value(job.args.clone()) {
+    let args: Args = match job.read_args() {
         Ok(args) => args,
-        Err(error) => return Ok(Verdict::Permanent(JobError::new("unreadable", &error))),
+        Err(unreadable) => return Ok(Verdict::Permanent(unreadable)),
     };
     let mut tx = ctx.begin().await?;
     let fence = tx.fencing_number().await?;
