@@ -2,41 +2,78 @@
 
 use std::time::Duration;
 
+use longshore_base::ids::random_uuid;
 use longshore_base::{JobId, WorkspaceId};
 use sqlx::PgPool;
+use uuid::Uuid;
 
 use crate::control::{Subject, open_controls, split_queue};
 use crate::hints::Hint;
 use crate::policy::QUARANTINE_CRASHES;
 use crate::{ClaimedJob, LedgerError};
 
+/// Who claims, and one of its claims.
+#[derive(Clone, Debug)]
+pub(crate) struct Claimant {
+    /// The worker.
+    pub(crate) worker: String,
+    /// Of this claim alone; the tokens of its jobs are made of it.
+    ticket: Uuid,
+}
+
+impl Claimant {
+    /// For one claim.
+    pub(crate) fn new(worker: String) -> Self {
+        Self {
+            worker,
+            ticket: random_uuid(),
+        }
+    }
+}
+
 /// Claims what of these hints is still queued under the hinted dispatch. What is missing from the answer was claimed,
 /// withdrawn or finished in between; its hint is worth nothing any more. `NOT IN` says 'queued' in a way that keeps the
 /// planner on the primary key: the partial index of queued jobs is all dead entries while a long transaction is open.
+///
+/// A claim may be committed although its answer is lost; its jobs would run nowhere, under a worker that is alive. So
+/// whoever gets no answer claims again with the same ticket: that answers what the first one got as well.
+///
+/// A row that somebody keeps locked fails the whole claim ([`LedgerError::is_lock_timeout`]): soon, and sooner where it is
+/// the only one, which then keeps those behind it waiting.
 ///
 /// What goes into quarantine has not started by being claimed: it may wait for its turn while its neighbour in there takes
 /// the worker along, and then it must not be blamed.
 pub(crate) async fn claim(
     pool: &PgPool,
-    worker: &str,
+    claimant: &Claimant,
     hints: &[Hint],
 ) -> Result<Vec<ClaimedJob>, LedgerError> {
     let ids: Vec<_> = hints.iter().map(|hint| hint.job_id.0).collect();
     let dispatched: Vec<String> = hints.iter().map(Hint::encode).collect();
+    let patience = match hints {
+        [_] => "10ms",
+        _ => "500ms",
+    };
     let rows = sqlx::query!(
-        r#"UPDATE jobs SET state = 'running', worker = $3, token = gen_random_uuid(),
+        r#"WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', $6, true) AS limited)
+           UPDATE jobs SET state = 'running', worker = $3, token = md5($5::text || id::text)::uuid,
                started_at = CASE WHEN crashes < $4 THEN now END, revision = revision + 1
            FROM longshore_now() AS now
            WHERE id = ANY (ARRAY(
-               SELECT id FROM jobs WHERE id = ANY ($1) AND state NOT IN ('scheduled', 'running') AND id::text || ':' || dispatch = ANY ($2)
+               SELECT id FROM jobs
+               WHERE (SELECT limited IS NOT NULL FROM patience) AND id = ANY ($1) AND (
+                   (state NOT IN ('scheduled', 'running') AND id::text || ':' || dispatch = ANY ($2))
+                   OR token = md5($5::text || id::text)::uuid)
                ORDER BY id FOR NO KEY UPDATE
            )) AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
            RETURNING id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
                token AS "token!", deadline_at, created_by, checkpoint"#,
         &ids,
         &dispatched,
-        worker,
+        claimant.worker,
         QUARANTINE_CRASHES,
+        claimant.ticket.to_string(),
+        patience,
     )
     .fetch_all(pool)
     .await

@@ -207,7 +207,8 @@ impl Hints {
             stream: self.stream(queue),
             consumer: consumer.to_owned(),
             link: None,
-            own_pending_first: false,
+            // There is none; but a consumer that has read something is seen in the group even while it waits.
+            own_pending_first: true,
             reclaimed_at: Instant::now(),
         }
     }

@@ -10,14 +10,13 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use crate::LedgerError;
+use crate::job::is_lock_timeout;
 
 /// Days made ahead of today. What finishes beyond them falls into the default partition and is never lost.
 const DAYS_AHEAD: i64 = 3;
 /// How long the table of an outcome is waited for, and thus how long ends of jobs can be held up behind whoever waits.
 /// Ordinary transactions that use the history take a tenth of this.
 const LOCK_PATIENCE: Duration = Duration::from_millis(200);
-/// SQLSTATE of a lock that could not be had in time.
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 const OUTCOMES: [&str; 4] = ["succeeded", "dead", "cancelled", "superseded"];
 
 /// How long finished jobs are kept, in whole days after the day they finished. Zero keeps them for ever.
@@ -149,8 +148,7 @@ enum Lock {
 impl Lock {
     /// A failed attempt to lock: busy, or something else that went wrong.
     fn refused(self, error: sqlx::Error) -> Result<Self, sqlx::Error> {
-        let code = error.as_database_error().and_then(|error| error.code());
-        if code.as_deref() == Some(LOCK_NOT_AVAILABLE) {
+        if is_lock_timeout(&error) {
             Ok(self)
         } else {
             Err(error)

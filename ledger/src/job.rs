@@ -170,6 +170,12 @@ pub(crate) fn push_error(history: &mut Vec<ErrorEntry>, mut entry: ErrorEntry) {
     }
 }
 
+/// Whether Postgres says that a lock was not had in time.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("55P03")
+}
+
 /// The ledger could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -209,6 +215,11 @@ pub enum LedgerError {
 impl LedgerError {
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |source| Self::Database { doing, source }
+    }
+
+    /// Nothing was done, because somebody keeps a row or a table locked.
+    pub(crate) fn is_lock_timeout(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if is_lock_timeout(source))
     }
 }
 

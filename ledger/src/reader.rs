@@ -14,13 +14,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::Admitter;
-use crate::claim::{claim, queued};
+use crate::claim::{Claimant, claim, queued};
 use crate::engine::Identity;
 use crate::hints::{Delivered, Hint, HintReader, Hints};
 use crate::run::{Claimed, Claims};
+use crate::{ClaimedJob, LedgerError};
 
 /// Hints claimed by one statement.
 const BATCH: usize = 500;
+/// Pause before a claim that was not answered is repeated.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How often the ledger is read while Redis is away.
 const FALLBACK: Duration = Duration::from_millis(500);
 /// How long only the ledger is read after Redis did not answer.
@@ -154,22 +157,57 @@ impl QueueReader {
         }
     }
 
+    /// Claims, and asks again until there is an answer: it may have been claimed although the answer was lost. Fails when a
+    /// row is locked, or when there is no answer and this worker leaves.
+    async fn claim(&self, hints: &[Hint]) -> Result<Vec<ClaimedJob>, LedgerError> {
+        let claimant = Claimant::new(self.identity.name());
+        loop {
+            match claim(&self.pool, &claimant, hints).await {
+                Err(error) if !error.is_lock_timeout() && !self.stop.is_cancelled() => {
+                    tracing::warn!(
+                        queue = self.queue,
+                        error = &error as &dyn std::error::Error,
+                        "no answer to a claim; asking again"
+                    );
+                    tokio::time::sleep(random::jittered(ASK_AGAIN)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Claims one by one, so that a locked row keeps no other job waiting. That one is found in the ledger later.
+    async fn claim_each(&self, hints: &[Hint]) -> Vec<ClaimedJob> {
+        let mut jobs = Vec::with_capacity(hints.len());
+        for hint in hints {
+            match self.claim(std::slice::from_ref(hint)).await {
+                Ok(claimed) => jobs.extend(claimed),
+                Err(error) => tracing::warn!(
+                    job.id = %hint.job_id,
+                    queue = self.queue,
+                    error = &error as &dyn std::error::Error,
+                    "cannot claim a job; it is tried again later"
+                ),
+            }
+        }
+        jobs
+    }
+
     async fn take(&mut self, delivered: Vec<Delivered>, mut permits: OwnedSemaphorePermit) {
         let hints: Vec<Hint> = delivered
             .iter()
             .filter_map(|delivered| delivered.hint)
             .collect();
         let in_claim = self.claims.begin().await;
-        let jobs = match claim(&self.pool, &self.identity.name(), &hints).await {
+        let jobs = match self.claim(&hints).await {
             Ok(jobs) => jobs,
+            Err(error) if error.is_lock_timeout() => self.claim_each(&hints).await,
             Err(error) => {
-                // The rows stay queued and will be hinted again; nothing is lost.
                 tracing::warn!(
                     queue = self.queue,
                     error = &error as &dyn std::error::Error,
-                    "cannot claim jobs"
+                    "cannot claim jobs; what was claimed all the same is taken over once this worker has left"
                 );
-                tokio::time::sleep(random::jittered(Duration::from_millis(100))).await;
                 Vec::new()
             }
         };

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::admission::{Admitter, admit};
 use crate::beat::{Registration, register};
-use crate::claim::{claim, claim_again, record_waiting};
+use crate::claim::{Claimant, claim, claim_again, record_waiting};
 use crate::finish::{Finish, finish_runs};
 use crate::hints::Hint;
 use crate::maintenance::wake_forgotten;
@@ -95,7 +95,7 @@ impl Steps {
                 dispatch: *dispatch,
             })
             .collect();
-        claim(&self.pool, worker, &hints).await
+        claim(&self.pool, &Claimant::new(worker.to_owned()), &hints).await
     }
 
     /// A claimed job has to wait for one in quarantine.

@@ -32,6 +32,58 @@ async fn a_committed_job_runs_and_goes_to_the_history() {
 }
 
 #[tokio::test]
+async fn jobs_whose_claim_was_committed_run_although_its_answer_was_lost() {
+    let words = "the answer to lose";
+    let rig = Rig::losing_an_answer(Behaviour::Done, words).await;
+    let mut job = new_job("a");
+    job.args = serde_json::json!({ "words": words });
+    let id = rig.enqueue(job).await;
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+    let job = rig.job(id).await;
+    assert_eq!((job.crashes, rig.runs()), (0, 1), "it was run once");
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_keeps_locked_keeps_no_other_job_waiting() {
+    let rig = Rig::with_slots(Behaviour::Gate, 2).await;
+    let ids = rig
+        .enqueue_many(&["a", "b", "c", "d", "e"].map(String::from))
+        .await;
+    for id in &ids[..2] {
+        until("both slots to be taken", || async {
+            state_of(&rig, *id).await == "running"
+        })
+        .await;
+    }
+    until("the others to be admitted", || async {
+        state_of(&rig, ids[4]).await == "queued"
+    })
+    .await;
+    let mut tx = rig.pool().begin().await.unwrap();
+    sqlx::query("SELECT id FROM jobs WHERE id = $1 FOR UPDATE")
+        .bind(ids[2].0)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    rig.open_gate();
+    for id in [0, 1, 3, 4].map(|place: usize| ids[place]) {
+        until("the others to succeed", || async {
+            state_of(&rig, id).await == "succeeded"
+        })
+        .await;
+    }
+    assert_eq!(state_of(&rig, ids[2]).await, "queued");
+    tx.rollback().await.unwrap();
+    until("the last one to succeed", || async {
+        state_of(&rig, ids[2]).await == "succeeded"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_rolled_back_request_leaves_no_job() {
     let rig = Rig::start(Behaviour::Done).await;
     let mut tx = rig.pool().begin().await.unwrap();

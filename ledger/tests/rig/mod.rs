@@ -1,5 +1,7 @@
 //! An engine of its own for every test: database, Redis prefix, test kinds.
 
+mod lossy;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +15,7 @@ use longshore_ledger::{
     JobError, KindSpec, Kinds, NewJob, Policy, Revival, RunContext, TerminalJob, Verdict, enqueue,
     enqueue_many, inspect,
 };
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -144,12 +147,30 @@ impl Rig {
         Self::build(behaviour, url.to_owned(), 10).await
     }
 
+    /// The first answer of Postgres to the engine that contains these words does not arrive.
+    pub(crate) async fn losing_an_answer(behaviour: Behaviour, words: &'static str) -> Self {
+        let database = TestDatabase::create(&schema::MIGRATOR).await;
+        let server = database.pool().connect_options();
+        let port = lossy::forward(server.get_host(), server.get_port(), words).await;
+        let through = (*server).clone().host("127.0.0.1").port(port);
+        let control = PgPoolOptions::new().connect_lazy_with(through);
+        Self::build_on(database, control, (behaviour, redis_url(), 10)).await
+    }
+
     async fn build(behaviour: Behaviour, redis: String, slots: usize) -> Self {
         let database = TestDatabase::create(&schema::MIGRATOR).await;
-        let pool = database.pool().clone();
+        let control = database.pool().clone();
+        Self::build_on(database, control, (behaviour, redis, slots)).await
+    }
+
+    async fn build_on(
+        database: TestDatabase,
+        control: PgPool,
+        (behaviour, redis, slots): (Behaviour, String, usize),
+    ) -> Self {
         let pools = Pools {
-            control: pool.clone(),
-            work: pool,
+            control,
+            work: database.pool().clone(),
         };
         let prefix = format!("test:{}:", ids::random_uuid().simple());
         let hints = Hints::new(&HintConfig {
