@@ -1,5 +1,6 @@
 //! Jobs as operators and agents see and stop them.
 
+use futures_util::StreamExt as _;
 use longshore_tests::{EventStream, NewWorker, PATIENCE, TestApp, needs_docker, wait_until};
 use serde_json::{Value, json};
 
@@ -65,6 +66,41 @@ async fn a_cancelled_provision_takes_its_container_away_again() {
     let told = entry["last_sample_error"].as_str().unwrap();
     assert!(told.contains("cancelled by admin"), "{told}");
     assert!(app.engine().containers_of(&id).await.is_empty());
+}
+
+#[tokio::test]
+async fn whatever_cancels_running_jobs_tells_the_workers_through_redis() {
+    let mut app = TestApp::build().without_docker().own_redis().start().await;
+    let gate = app.path("gate");
+    let held = NewWorker::default().failpoint("claim.committed", &format!("gate:{gate}"));
+    let _worker = app.start_worker(held).await;
+    let redis = redis::Client::open(app.redis().url()).unwrap();
+    let mut listening = redis.get_async_pubsub().await.unwrap();
+    listening.psubscribe("*jobs-cancelled").await.unwrap();
+    let mut pokes = listening.into_on_message();
+    let mut poked = async |by: &str| {
+        let poke = tokio::time::timeout(PATIENCE, pokes.next()).await;
+        assert!(matches!(poke, Ok(Some(_))), "no poke after {by}");
+    };
+    let (id, job) = app.create("regretted", json!({})).await;
+    app.until_job(&job, "running", PATIENCE).await;
+
+    let path = format!("/jobs/{job}/cancel");
+    app.admin().post(&path, &json!({})).await.expect(202);
+    poked("a cancel").await;
+
+    let path = format!("/workspaces/{id}?confirm=true");
+    app.admin().delete(&path).await.expect(200);
+    poked("a delete").await;
+    std::fs::write(&gate, "").unwrap();
+
+    let count = json!({ "action": "cancel", "filter": { "kind": "stop" }, "dry_run": true });
+    let counted = app.admin().post("/jobs/bulk", &count).await.expect(200);
+    let apply = json!({ "action": "cancel", "filter_token": counted["filter_token"] });
+    let started = app.admin().post("/jobs/bulk", &apply).await.expect(202);
+    poked("a bulk cancel").await;
+    let bulk = started["job_id"].as_str().unwrap();
+    app.until_job(bulk, "succeeded", PATIENCE).await;
 }
 
 #[tokio::test]

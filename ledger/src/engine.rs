@@ -1,7 +1,7 @@
 //! A worker process' engine: who it is, what it reads, its beat, and how it leaves.
 //!
 //! Tasks: one reader per queue, the apalis worker that dispatches, the finisher, the beat with its watchdog, the ticks
-//! of each second. Each is supervised by being a loop that cannot end; one that does makes [`Engine::failed`] resolve,
+//! of each second, who hears and who looks for cancel requests. Each is supervised by being a loop that cannot end; one that does makes [`Engine::failed`] resolve,
 //! and the process exits non-zero.
 
 use std::collections::{BTreeMap, HashMap};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use longshore_base::pools::Pools;
 use longshore_base::random;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -29,10 +29,12 @@ use crate::run::{Claimed, Claims, Runner, Stopped};
 use crate::slots::Slots;
 use crate::{Executor, Kinds, LedgerError, ensure_partitions};
 
-/// The ticks of each second: admission, limits, cancel requests.
+/// The ticks of each second: admission, limits.
 const TICK: Duration = Duration::from_secs(1);
 /// How often changes of controls are looked for; what an operator waits for.
 const CONTROL_TICK: Duration = Duration::from_millis(200);
+/// Bursts of pokes become one look per this time.
+const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 /// Deadlines and forgotten waiters.
 const SLOW_TICK: Duration = Duration::from_secs(15);
 const PARTITION_TICK: Duration = Duration::from_secs(3600);
@@ -54,6 +56,8 @@ pub struct EngineConfig {
     pub dead_after: Duration,
     /// An admitted job that nobody has claimed for this long is claimed without a hint.
     pub unhinted_after: Duration,
+    /// Cancel requests are looked for at once when a poke says that there are some, and this often without.
+    pub cancels_every: Duration,
 }
 
 impl Default for EngineConfig {
@@ -66,6 +70,7 @@ impl Default for EngineConfig {
             dead_after: Duration::from_secs(10),
             // A job admitted by a process that died before it could publish must start within three seconds.
             unhinted_after: Duration::from_secs(1),
+            cancels_every: Duration::from_secs(1),
         }
     }
 }
@@ -276,6 +281,10 @@ impl Engine {
             tokio::spawn(until(
                 stop_loops.clone(),
                 Arc::clone(&shared).control_loop(),
+            )),
+            tokio::spawn(until(
+                stop_loops.clone(),
+                Arc::clone(&shared).cancel_loop(engine.hints.clone()),
             )),
             tokio::spawn(until(stop_loops, shared.slow_loop())),
         ] {
@@ -610,15 +619,35 @@ impl Shared {
                     "cannot read the limits of queues"
                 );
             }
-            match cancels(&self.pools.control, &self.identity.name()).await {
-                Ok(tokens) => tokens
-                    .iter()
-                    .for_each(|token| self.runner.stop(token, Stopped::Cancelled)),
-                Err(error) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot read cancel requests"
-                ),
+        }
+    }
+
+    /// Tells runs to stop whose jobs somebody wants cancelled: soon after a poke, and every so often in case one was lost.
+    async fn cancel_loop(self: Arc<Self>, hints: Hints) {
+        let poked = Notify::new();
+        let look = async {
+            loop {
+                let waited = random::jittered(self.config.cancels_every);
+                // Elapsed is as good a reason to look.
+                tokio::time::timeout(waited, poked.notified())
+                    .await
+                    .unwrap_or(());
+                self.look_for_cancels().await;
+                tokio::time::sleep(CANCEL_PAUSE).await;
             }
+        };
+        tokio::join!(hints.hear_cancels(&poked), look);
+    }
+
+    async fn look_for_cancels(&self) {
+        match cancels(&self.pools.control, &self.identity.name()).await {
+            Ok(tokens) => tokens
+                .iter()
+                .for_each(|token| self.runner.stop(token, Stopped::Cancelled)),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot read cancel requests"
+            ),
         }
     }
 

@@ -1,16 +1,21 @@
-//! The Redis side: one stream per queue that says which jobs have been admitted.
+//! The Redis side: one stream per queue that says which jobs have been admitted, and one channel that says that running
+//! jobs are to be cancelled.
 //!
 //! A hint is a job id and a dispatch number. Publishing has a budget and a circuit breaker, for it must never hold
 //! anybody up: a hint that is not sent is sent again by a later pass, and while Redis is away workers read the ledger.
+//! Nor is a poke needed to arrive: workers look for cancel requests by themselves, only later.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use longshore_base::random::jittered;
 use longshore_base::redis::{Redis, RedisUrlError};
 use longshore_base::{JobId, Secret};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamAutoClaimReply, StreamReadReply};
-use redis::{AsyncConnectionConfig, RedisError};
+use redis::{AsyncConnectionConfig, Pipeline, RedisError};
+use tokio::sync::Notify;
 
 /// Longest a publish may take before the breaker opens.
 const PUBLISH_BUDGET: Duration = Duration::from_millis(100);
@@ -25,6 +30,12 @@ pub(crate) const READ_BLOCK: Duration = Duration::from_secs(1);
 const RECLAIM_IDLE: Duration = Duration::from_secs(10);
 /// A stream nobody reads keeps about this many entries; they are only hints.
 const STREAM_CAP: usize = 20_000;
+/// Carries pokes without content: whoever hears one asks the ledger what was cancelled.
+const CANCEL_CHANNEL: &str = "jobs-cancelled";
+/// A listener hears nothing from a server that is gone or is no master any more, so after a silence it begins anew.
+const LISTEN_SILENCE: Duration = Duration::from_secs(30);
+/// After a failed attempt to listen.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
 const GROUP: &str = "workers";
 const FIELD: &str = "h";
 
@@ -119,24 +130,83 @@ impl Hints {
 
     /// Publishes within the budget; what cannot be sent is counted and left to the next pass.
     pub(crate) async fn publish(&self, queue: &str, hints: &[Hint]) {
-        if self.is_open() {
-            metrics::counter!("longshore_hints_lost_total").increment(hints.len() as u64);
-            return;
+        let stream = self.stream(queue);
+        let mut commands = redis::pipe();
+        for hint in hints {
+            commands
+                .cmd("XADD")
+                .arg(&stream)
+                .arg("MAXLEN")
+                .arg("~")
+                .arg(STREAM_CAP)
+                .arg("*")
+                .arg(FIELD)
+                .arg(hint.encode())
+                .ignore();
         }
-        let sent = tokio::time::timeout(PUBLISH_BUDGET, self.try_publish(queue, hints)).await;
-        match sent {
+        let counter = if self.send(&commands).await {
+            metrics::counter!("longshore_hints_published_total")
+        } else {
+            metrics::counter!("longshore_hints_lost_total")
+        };
+        counter.increment(hints.len() as u64);
+    }
+
+    /// Tells every worker to look for cancel requests, within the budget.
+    pub(crate) async fn poke_cancels(&self) {
+        let mut commands = redis::pipe();
+        commands.publish(self.cancel_channel(), "").ignore();
+        self.send(&commands).await;
+    }
+
+    /// Hears the pokes of [`Self::poke_cancels`], for as long as it runs. What was said while nobody listened counts as
+    /// heard.
+    pub(crate) async fn hear_cancels(&self, heard: &Notify) {
+        loop {
+            if let Err(error) = self.listen(heard).await {
+                tracing::debug!(%error, "cannot hear of cancel requests; they are looked for every so often");
+                tokio::time::sleep(jittered(LISTEN_RETRY)).await;
+            }
+        }
+    }
+
+    /// Listens until there has been silence for long.
+    async fn listen(&self, heard: &Notify) -> Result<(), RedisError> {
+        let subscribe = async {
+            let (_, mut listening) = self.inner.redis.listen().await?;
+            listening.subscribe(self.cancel_channel()).await?;
+            Ok::<_, RedisError>(listening)
+        };
+        let mut listening = tokio::time::timeout(CONNECT_TIMEOUT, subscribe)
+            .await
+            .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))?;
+        heard.notify_one();
+        let mut pokes = listening.on_message();
+        while let Ok(poke) = tokio::time::timeout(LISTEN_SILENCE, pokes.next()).await {
+            if poke.is_none() {
+                return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+            }
+            heard.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Sends within the budget, unless the breaker is open. Answers whether it was done.
+    async fn send(&self, commands: &Pipeline) -> bool {
+        if self.is_open() {
+            return false;
+        }
+        match tokio::time::timeout(PUBLISH_BUDGET, self.try_send(commands)).await {
             Ok(Ok(())) => {
                 self.breaker().silent_since = None;
-                metrics::counter!("longshore_hints_published_total").increment(hints.len() as u64);
-                return;
+                return true;
             }
             Ok(Err(error)) => {
-                tracing::warn!(queue, %error, "cannot publish hints; jobs go on more slowly");
+                tracing::warn!(%error, "cannot publish hints; jobs go on more slowly");
                 self.drop_link();
             }
             Err(_) => {
                 tracing::warn!(
-                    queue,
                     "Redis did not answer within the publish budget; jobs go on more slowly"
                 );
                 // One that is only slow is kept, for another is no quicker to make. One that hangs may have a successor.
@@ -146,8 +216,8 @@ impl Hints {
                 }
             }
         }
-        metrics::counter!("longshore_hints_lost_total").increment(hints.len() as u64);
         self.breaker().open_until = Some(Instant::now() + BREAKER_OPEN);
+        false
     }
 
     /// The next publish makes a new connection, unless one is being made.
@@ -158,22 +228,9 @@ impl Hints {
         }
     }
 
-    async fn try_publish(&self, queue: &str, hints: &[Hint]) -> Result<(), RedisError> {
+    async fn try_send(&self, commands: &Pipeline) -> Result<(), RedisError> {
         let mut link = self.link().await?;
-        let stream = self.stream(queue);
-        let mut pipe = redis::pipe();
-        for hint in hints {
-            pipe.cmd("XADD")
-                .arg(&stream)
-                .arg("MAXLEN")
-                .arg("~")
-                .arg(STREAM_CAP)
-                .arg("*")
-                .arg(FIELD)
-                .arg(hint.encode())
-                .ignore();
-        }
-        pipe.query_async(&mut link).await
+        commands.query_async(&mut link).await
     }
 
     /// The connection. Making one goes on beyond the budget of the publish that wanted it, or a slow Redis would never
@@ -198,6 +255,10 @@ impl Hints {
 
     fn stream(&self, queue: &str) -> String {
         format!("{}jobs:{queue}", self.inner.prefix)
+    }
+
+    fn cancel_channel(&self) -> String {
+        self.inner.prefix.clone() + CANCEL_CHANNEL
     }
 
     /// A reader of one queue with a connection of its own.

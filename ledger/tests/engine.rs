@@ -11,6 +11,7 @@ mod rig;
 
 use std::time::{Duration, Instant};
 
+use longshore_base::JobId;
 use longshore_ledger::control::{Mode, resume, set_mode};
 use longshore_ledger::{CancelOutcome, JobError, Verdict, cancel, enqueue, inspect};
 use rig::{Behaviour, NewJobExt as _, Rig, new_job, state_of, until};
@@ -323,6 +324,42 @@ async fn a_waiting_job_is_cancelled_at_once_and_a_running_one_when_it_stops() {
             .unwrap(),
         CancelOutcome::Finished
     );
+}
+
+/// Asks a job to stop that is being run, not only claimed.
+async fn cancel_while_it_runs(rig: &Rig) -> JobId {
+    let id = rig.enqueue(new_job("k")).await;
+    until("the job to run", || async { rig.runs() == 1 }).await;
+    let mut tx = rig.pool().begin().await.unwrap();
+    let outcome = cancel(&mut tx, &rig.kinds, id, "ops", None).await.unwrap();
+    assert_eq!(outcome, CancelOutcome::Requested);
+    tx.commit().await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_poke_stops_a_cancelled_run_whose_worker_would_not_look_for_an_hour() {
+    let mut rig = Rig::start(Behaviour::Gate).await;
+    rig.stop(SECOND).await;
+    rig.config.cancels_every = Duration::from_secs(3600);
+    rig.start_again().await;
+    let id = cancel_while_it_runs(&rig).await;
+    rig.poke_cancels();
+    until("the running job to be cancelled", || async {
+        state_of(&rig, id).await == "cancelled"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_finds_cancel_requests_without_redis() {
+    let rig = Rig::without_redis(Behaviour::Gate).await;
+    let id = cancel_while_it_runs(&rig).await;
+    rig.poke_cancels();
+    until("the running job to be cancelled", || async {
+        state_of(&rig, id).await == "cancelled"
+    })
+    .await;
 }
 
 #[tokio::test]

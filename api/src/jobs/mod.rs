@@ -168,8 +168,11 @@ impl JobsApi {
                 Ok((answer, pokes))
             })
             .await?;
-        if let Some(queues) = pokes.flatten() {
-            state.poke(&queues);
+        match pokes {
+            Some(Some(queues)) => state.poke(&queues),
+            Some(None) => state.admitter.poke_cancels(),
+            // The first answer once more: nothing was done.
+            None => {}
         }
         Ok(answer)
     }

@@ -92,6 +92,8 @@ pub(crate) async fn delete(
         state.fleet.presence.clear(id).await;
     }
     state.poke(&removal.pokes);
+    // What was bringing them up has been asked to stop.
+    state.admitter.poke_cancels();
     answer(state, &removed, &removal.jobs).await
 }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_ledger::bulk::{BATCH, BulkError, BulkPlan, BulkProgress, step};
+use longshore_ledger::bulk::{BATCH, BulkAction, BulkError, BulkPlan, BulkProgress, step};
 use longshore_ledger::{
     Admitter, Backoff, Enqueued, Executor, Fenced, Jitter, JobError, Kinds, LedgerError, NewJob,
     Policy, Progress, RunContext, Verdict, enqueue,
@@ -158,6 +158,9 @@ impl BulkExecutor {
         tx.record_progress(&told(plan, &next)).await?;
         tx.commit().await?;
         pokes.iter().for_each(|queue| self.admitter.poke(queue));
+        if plan.action == BulkAction::Cancel {
+            self.admitter.poke_cancels();
+        }
         Ok(next)
     }
 }

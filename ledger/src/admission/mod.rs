@@ -95,6 +95,13 @@ impl Admitter {
             wake,
         ));
     }
+
+    /// Tells all workers that running jobs may have been asked to stop; to be called after that was committed. Returns
+    /// at once. A poke that gets lost costs no more than the time until they look by themselves.
+    pub fn poke_cancels(&self) {
+        let hints = self.inner.hints.clone();
+        tokio::spawn(async move { hints.poke_cancels().await });
+    }
 }
 
 impl Inner {

@@ -119,6 +119,8 @@ pub(crate) struct Rig {
     runs: Arc<AtomicUsize>,
     hooks: Arc<TestHooks>,
     behaviour: Behaviour,
+    /// Of the engines that are started from here on.
+    pub(crate) config: EngineConfig,
 }
 
 fn redis_url() -> String {
@@ -221,6 +223,7 @@ impl Rig {
             runs: Arc::default(),
             hooks,
             behaviour,
+            config: EngineConfig::default(),
         };
         rig.start_again().await;
         rig
@@ -235,7 +238,7 @@ impl Rig {
         });
         let executors = HashMap::from([("test", executor.clone()), ("hooked", executor)]);
         let engine = Engine::start(
-            EngineConfig::default(),
+            self.config.clone(),
             self.pools.clone(),
             self.kinds.clone(),
             executors,
@@ -278,6 +281,10 @@ impl Rig {
 
     pub(crate) fn poke(&self, queue: &str) {
         self.admitter.poke(queue);
+    }
+
+    pub(crate) fn poke_cancels(&self) {
+        self.admitter.poke_cancels();
     }
 
     /// A number from the database.
