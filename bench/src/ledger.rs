@@ -76,14 +76,17 @@ impl Ledger {
     }
 }
 
-/// An exclusive job: with a key of its own, as all our kinds are.
+/// Exclusive, as all our kinds are, unless its key is empty.
 pub(crate) fn job(tenant: &str, key: String, payload: usize) -> NewJob {
     NewJob {
         kind: "noop",
         queue: "noop".into(),
         tenant: tenant.into(),
         workspace_id: None,
-        keys: vec![key],
+        keys: Some(key)
+            .filter(|key| !key.is_empty())
+            .into_iter()
+            .collect(),
         dedupe_key: None,
         args: serde_json::json!({ "payload": "x".repeat(payload) }),
         args_version: 1,

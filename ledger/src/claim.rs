@@ -48,28 +48,29 @@ pub(crate) async fn claim(
     claimant: &Claimant,
     hints: &[Hint],
 ) -> Result<Vec<ClaimedJob>, LedgerError> {
-    let ids: Vec<_> = hints.iter().map(|hint| hint.job_id.0).collect();
-    let dispatched: Vec<String> = hints.iter().map(Hint::encode).collect();
-    let patience = match hints {
+    // In one order everywhere, since two claims may have been hinted at the same jobs.
+    let mut hints = hints.to_vec();
+    hints.sort_unstable_by_key(|hint| hint.job_id);
+    let (ids, dispatches): (Vec<_>, Vec<_>) = hints
+        .iter()
+        .map(|hint| (hint.job_id.0, hint.dispatch))
+        .unzip();
+    let patience = match hints[..] {
         [_] => "10ms",
         _ => "500ms",
     };
     let rows = sqlx::query!(
-        r#"WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', $6, true) AS limited)
-           UPDATE jobs SET state = 'running', worker = $3, token = md5($5::text || id::text)::uuid,
+        r#"WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', $6, true) AS set)
+           UPDATE jobs SET state = 'running', worker = $3, token = md5($5::text || jobs.id::text)::uuid,
                started_at = CASE WHEN crashes < $4 THEN now END, revision = revision + 1
-           FROM longshore_now() AS now
-           WHERE id = ANY (ARRAY(
-               SELECT id FROM jobs
-               WHERE (SELECT limited IS NOT NULL FROM patience) AND id = ANY ($1) AND (
-                   (state NOT IN ('scheduled', 'running') AND id::text || ':' || dispatch = ANY ($2))
-                   OR token = md5($5::text || id::text)::uuid)
-               ORDER BY id FOR NO KEY UPDATE
-           )) AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
-           RETURNING id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
+           FROM patience, longshore_now() AS now, unnest($1::uuid[], $2::integer[]) AS hint(id, dispatch)
+           WHERE jobs.id = hint.id AND patience.set IS NOT NULL AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
+             AND ((state NOT IN ('scheduled', 'running') AND jobs.dispatch = hint.dispatch)
+                  OR token = md5($5::text || jobs.id::text)::uuid)
+           RETURNING jobs.id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
                token AS "token!", deadline_at, created_by, checkpoint"#,
         &ids,
-        &dispatched,
+        &dispatches,
         claimant.worker,
         QUARANTINE_CRASHES,
         claimant.ticket.to_string(),

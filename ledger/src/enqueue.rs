@@ -128,7 +128,8 @@ pub async fn enqueue(tx: &mut PgConnection, mut job: NewJob) -> Result<Enqueued,
     }
 }
 
-/// Writes many keyless or distinctly keyed jobs of one shape at once: for imports and benchmarks. No deduplication.
+/// Writes many jobs of one shape at once, each with a key of its own, or with none where that is empty: for imports and
+/// benchmarks. No deduplication.
 ///
 /// # Errors
 /// [`LedgerError::Database`].
@@ -142,7 +143,7 @@ pub async fn enqueue_many(
     sqlx::query!(
         r#"INSERT INTO jobs (id, kind, queue, tenant, workspace_id, keys, args, args_version, priority, wait,
                 max_attempts, created_by, created_at, run_at, deadline_at)
-           SELECT new.id, $3, $4, $5, $6, ARRAY[new.key], $7, $8, $9, $10, $11, $12, now, now,
+           SELECT new.id, $3, $4, $5, $6, array_remove(ARRAY[new.key], ''), $7, $8, $9, $10, $11, $12, now, now,
                 now + $13::float8 * interval '1 second'
            FROM unnest($1::uuid[], $2::text[]) AS new(id, key), longshore_now() now"#,
         &uuids,

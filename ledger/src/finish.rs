@@ -77,14 +77,13 @@ async fn finish_plain(
     batch: &[Finish],
     admitter: &Admitter,
 ) -> Result<(), LedgerError> {
-    let ids: Vec<Uuid> = batch.iter().map(|finish| finish.job.id.0).collect();
-    // A token belongs to one claim of one job, so two lists are as good as a list of pairs, and need no join; only a
-    // running job has one.
-    let tokens: Vec<Uuid> = batch.iter().map(|finish| finish.job.token).collect();
-    let keys: Vec<String> = batch
+    // In the order of the ids, as all who lock several jobs.
+    let mut runs: Vec<(Uuid, Uuid)> = batch
         .iter()
-        .flat_map(|finish| finish.job.keys.iter().cloned())
+        .map(|finish| (finish.job.id.0, finish.job.token))
         .collect();
+    runs.sort_unstable();
+    let (ids, tokens): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
     let results: serde_json::Map<String, serde_json::Value> = batch
         .iter()
         .filter_map(|finish| Some((finish.job.id.to_string(), result_of(&finish.verdict)?)))
@@ -95,7 +94,8 @@ async fn finish_plain(
         .map_err(LedgerError::database("beginning to finish jobs"))?;
     let freed = sqlx::query_scalar!(
         r#"WITH ended AS (
-               DELETE FROM jobs WHERE id = ANY ($1) AND token = ANY ($2) RETURNING *
+               DELETE FROM jobs USING unnest($1::uuid[], $2::uuid[]) AS run(id, token)
+               WHERE jobs.id = run.id AND jobs.token = run.token RETURNING jobs.*
            ), kept AS (
                INSERT INTO job_history (id, outcome, finished_at, seq, kind, queue, tenant, workspace_id, keys, dedupe_key,
                    args, args_version, priority, dispatch, attempt, crashes, snoozes, max_attempts, run_at, deadline_at, worker,
@@ -106,12 +106,12 @@ async fn finish_plain(
                    $4::jsonb -> id::text
                FROM ended, longshore_now() AS now
            )
-           DELETE FROM job_slots WHERE key = ANY ($5) AND job_id = ANY (ARRAY(SELECT id FROM ended)) RETURNING key"#,
+           DELETE FROM job_slots USING (SELECT id, unnest(keys) AS key FROM ended) AS held
+           WHERE job_slots.key = held.key AND job_slots.job_id = held.id RETURNING job_slots.key"#,
         &ids,
         &tokens,
         Outcome::Succeeded as Outcome,
         serde_json::Value::Object(results),
-        &keys,
     )
     .fetch_all(&mut *tx)
     .await

@@ -68,7 +68,9 @@ pub(crate) async fn run(arguments: QueueArguments) -> anyhow::Result<()> {
         ms(fsync_time(&arguments.data_dir)?)
     );
     arguments.programs.print_versions().await?;
-    println!("jobs: no-op, {PAYLOAD} bytes of payload; ours exclusive with distinct keys");
+    println!(
+        "jobs: no-op, {PAYLOAD} bytes of payload; those of ours (exclusive) have a key each, as all our kinds do; no peer's have"
+    );
     println!(
         "jobs at the same time: {}, unless a peer's documentation names its own number",
         arguments.concurrency
@@ -117,6 +119,7 @@ async fn backlog_of(
         .map(|system| Rounds {
             name: system.name,
             processes: system.processes,
+            is_ours: system.is_ours(),
             rounds: Vec::new(),
         })
         .collect();

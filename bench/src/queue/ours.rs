@@ -30,6 +30,9 @@ pub(crate) struct ProcessArguments {
     redis_url: String,
     #[arg(long, env = "BENCH_CONCURRENCY")]
     concurrency: usize,
+    /// Gives each job a key of its own.
+    #[arg(long)]
+    exclusive: bool,
 }
 
 #[derive(Default)]
@@ -53,6 +56,7 @@ struct Ours {
     ledger: Ledger,
     noop: Arc<Noop>,
     concurrency: usize,
+    exclusive: bool,
     enqueued: usize,
     engine: Option<Engine>,
 }
@@ -100,6 +104,7 @@ impl Ours {
             ledger,
             noop: Arc::default(),
             concurrency: arguments.concurrency,
+            exclusive: arguments.exclusive,
             enqueued: 0,
             engine: None,
         })
@@ -127,7 +132,9 @@ impl Ours {
         let end = self.enqueued + jobs;
         while self.enqueued < end {
             let next = end.min(self.enqueued + CHUNK);
-            let keys: Vec<String> = (self.enqueued..next).map(key).collect();
+            let keys: Vec<String> = (self.enqueued..next)
+                .map(|number| self.key(number))
+                .collect();
             let mut tx = self.ledger.pools.work.begin().await?;
             enqueue_many(&mut tx, &job(TENANT, String::new(), payload), &keys).await?;
             tx.commit().await?;
@@ -139,14 +146,19 @@ impl Ours {
     /// As a request does it: enqueue, commit, poke.
     async fn one(&mut self, payload: usize) -> anyhow::Result<()> {
         let mut tx = self.ledger.pools.work.begin().await?;
-        let enqueued = enqueue(&mut tx, job(TENANT, key(self.enqueued), payload)).await?;
+        let enqueued = enqueue(&mut tx, job(TENANT, self.key(self.enqueued), payload)).await?;
         tx.commit().await?;
         self.ledger.admitter.poke(&enqueued.queue);
         self.enqueued += 1;
         Ok(())
     }
-}
 
-fn key(number: usize) -> String {
-    format!("bench:{number}")
+    /// None where it is empty.
+    fn key(&self, number: usize) -> String {
+        if self.exclusive {
+            format!("bench:{number}")
+        } else {
+            String::new()
+        }
+    }
 }

@@ -65,6 +65,7 @@ const NUMBER: usize = 14;
 /// A system's name, its processes, and its rounds.
 pub(crate) struct Rounds {
     pub(crate) name: &'static str,
+    pub(crate) is_ours: bool,
     pub(crate) processes: usize,
     pub(crate) rounds: Vec<Measured>,
 }
@@ -83,7 +84,7 @@ pub(crate) fn line(round: usize, name: &str, measured: &Measured) {
     );
 }
 
-/// The tables. Ours comes first in `all`.
+/// The tables.
 pub(crate) fn print(all: &[Rounds]) {
     head("medians (bytes and CPU seconds: of enqueuing and running, a job or a thousand)");
     for system in all {
@@ -97,23 +98,27 @@ pub(crate) fn print(all: &[Rounds]) {
             row(&label(system), |column| spread(&system.values(column)));
         }
     }
-    let Some((ours, peers)) = all.split_first() else {
-        return;
-    };
+    let (all_ours, peers): (Vec<&Rounds>, Vec<&Rounds>) =
+        all.iter().partition(|system| system.is_ours);
     if peers.is_empty() {
         return;
     }
-    head("ours / peer (rates: above 1 is better; all else: below 1 is)");
-    for peer in peers {
-        row(peer.name, |column| {
-            let (own, other) = (median(&ours.values(column)), median(&peer.values(column)));
-            // Next to nothing on either side makes no ratio.
-            if own > 0.0 && other >= 0.5 * 10_f64.powi(-to_i32(column.decimals)) {
-                number(own / other, 2)
-            } else {
-                "-".to_owned()
-            }
-        });
+    for ours in all_ours {
+        head(&format!(
+            "{} / peer (rates: above 1 is better; all else: below 1 is)",
+            ours.name
+        ));
+        for peer in &peers {
+            row(peer.name, |column| {
+                let (own, other) = (median(&ours.values(column)), median(&peer.values(column)));
+                // Next to nothing on either side makes no ratio.
+                if own > 0.0 && other >= 0.5 * 10_f64.powi(-to_i32(column.decimals)) {
+                    number(own / other, 2)
+                } else {
+                    "-".to_owned()
+                }
+            });
+        }
     }
 }
 

@@ -74,6 +74,8 @@ pub(crate) struct System {
     pub(crate) name: &'static str,
     /// Nothing for ours.
     peer: Option<Peer>,
+    /// Its jobs are exclusive, each with a key of its own; only ours can be.
+    exclusive: bool,
     /// How Redis' file is kept, for the system whose truth it is.
     pub(crate) appendfsync: Option<&'static str>,
     /// Processes that run jobs.
@@ -85,10 +87,17 @@ impl System {
         let system = |name, peer, appendfsync| Self {
             name,
             peer,
+            exclusive: false,
             appendfsync,
             processes: 1,
         };
-        let mut systems = vec![system("ours", None, None)];
+        let ours = system("ours", None, None);
+        let exclusive = Self {
+            name: "ours (exclusive)",
+            exclusive: true,
+            ..ours.clone()
+        };
+        let mut systems = vec![ours, exclusive];
         for &peer in peers {
             let durable = table == Table::Durable;
             match peer {
@@ -116,6 +125,9 @@ impl System {
         let Some(peer) = self.peer else {
             let mut command = Command::new(std::env::current_exe()?);
             command.arg("queue-process");
+            if self.exclusive {
+                command.arg("--exclusive");
+            }
             return Ok(command);
         };
         let module = match peer {
