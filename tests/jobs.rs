@@ -1,5 +1,7 @@
 //! Jobs as operators and agents see and stop them.
 
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use longshore_tests::{EventStream, NewWorker, PATIENCE, TestApp, needs_docker, wait_until};
 use serde_json::{Value, json};
@@ -101,6 +103,34 @@ async fn whatever_cancels_running_jobs_tells_the_workers_through_redis() {
     poked("a bulk cancel").await;
     let bulk = started["job_id"].as_str().unwrap();
     app.until_job(bulk, "succeeded", PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_no_longer_kept_is_gone() {
+    let mut app = TestApp::build().without_docker().start().await;
+    let (_, job) = app.create("long ago", json!({})).await;
+    let path = format!("/jobs/{job}/cancel");
+    app.admin().post(&path, &json!({})).await.expect(200);
+    app.advance(Duration::from_secs(31 * 86_400)).await;
+    let path = format!("/jobs/{job}");
+    app.admin().get(&path).await.expect(200);
+    let _worker = app.start_worker(NewWorker::default()).await;
+    wait_until("retention to drop it", PATIENCE, || async {
+        let answer = app.admin().get(&path).await;
+        if answer.status == 410 {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
+    })
+    .await;
+    let told = app.command(&["jobs", "get", &job]);
+    assert_eq!(told.status.code(), Some(3), "{told:?}");
+    let text = String::from_utf8_lossy(&told.stderr);
+    assert!(
+        text.contains("job pruned: ") && text.contains("LONGSHORE_KEEP_CANCELLED_DAYS"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

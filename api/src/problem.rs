@@ -9,7 +9,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use longshore_fleet::FleetError;
-use longshore_ledger::LedgerError;
+use longshore_ledger::{LedgerError, Outcome};
 use poem::error::{
     MethodNotAllowedError, NotFoundError, ReadBodyError, ResponseError, UpgradeError,
     WebSocketError,
@@ -107,6 +107,18 @@ impl ApiError {
     /// 404 for a workspace that never was.
     pub(crate) fn workspace_not_found() -> Self {
         Self::not_found("workspace not found")
+    }
+
+    /// 410 for a job that ended as one of these so long ago that it is no longer kept.
+    pub(crate) fn job_pruned(outcomes: &[Outcome]) -> Self {
+        let settings: Vec<String> = outcomes
+            .iter()
+            .map(|outcome| format!("LONGSHORE_KEEP_{}_DAYS", outcome.as_str().to_uppercase()))
+            .collect();
+        Self::new(StatusCode::GONE, "job pruned").detail(format!(
+            "it has ended, and its history is no longer kept; how long it is kept say the workers' settings: {}",
+            settings.join(", ")
+        ))
     }
 
     /// 500 with a public text; the source goes to the log alone.

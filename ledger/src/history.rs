@@ -4,13 +4,18 @@
 //! the days forbids `DETACH … CONCURRENTLY`. Whoever waits for that lock holds up everybody who comes after, so nobody here
 //! waits for long: behind a reader that keeps a transaction open, the day is left for the next pass, an hour later. Days
 //! are made ahead and dropped late, so many passes may find them busy before anybody notices.
+//!
+//! With a day goes, in one transaction, a note between which ids its jobs lay. So of every job that was dropped it can be
+//! said that it was, whatever the clocks of those who made ids and of Postgres thought of each other; the price is that
+//! the same is said of ids in between that no job ever had.
 
 use std::time::Duration;
 
+use longshore_base::JobId;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
-use crate::LedgerError;
 use crate::job::is_lock_timeout;
+use crate::{LedgerError, Outcome};
 
 /// Days made ahead of today. What finishes beyond them falls into the default partition and is never lost.
 const DAYS_AHEAD: i64 = 3;
@@ -18,6 +23,10 @@ const DAYS_AHEAD: i64 = 3;
 /// Ordinary transactions that use the history take a tenth of this.
 const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 const OUTCOMES: [&str; 4] = ["succeeded", "dead", "cancelled", "superseded"];
+/// Widens what is noted of an outcome by what was just dropped.
+const NOTE: &str = "ON CONFLICT (outcome) DO UPDATE SET \
+    oldest_id = least(job_history_pruned.oldest_id, excluded.oldest_id), \
+    newest_id = greatest(job_history_pruned.newest_id, excluded.newest_id)";
 
 /// How long finished jobs are kept, in whole days after the day they finished. Zero keeps them for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,14 +112,39 @@ async fn prune_days(pool: &PgPool, retention: Retention) -> Result<Pruned, sqlx:
         }
         let start = first_kept.and_time(chrono::NaiveTime::MIN).and_utc();
         // The default leaf is empty unless somebody's clock or a missed tick made it otherwise.
-        let sql = format!("DELETE FROM job_history_{outcome}_default WHERE finished_at < $1");
-        let deleted = sqlx::query(AssertSqlSafe(sql))
+        let sql = format!(
+            "WITH gone AS (DELETE FROM job_history_{outcome}_default WHERE finished_at < $1 RETURNING id), \
+             noted AS ( \
+               INSERT INTO job_history_pruned (outcome, oldest_id, newest_id) \
+               SELECT '{outcome}', min(id::text COLLATE \"C\")::uuid, max(id::text COLLATE \"C\")::uuid \
+               FROM gone HAVING count(*) > 0 {NOTE}) \
+             SELECT count(*) FROM gone"
+        );
+        let deleted: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(start)
-            .execute(pool)
+            .fetch_one(pool)
             .await?;
-        pruned.rows += deleted.rows_affected();
+        pruned.rows += deleted.unsigned_abs();
     }
     Ok(pruned)
+}
+
+/// As what a job of this id may have ended before retention dropped it; nothing if none with it was ever dropped. Of an id
+/// that no job has had it cannot be told, if it lies among those of dropped jobs. To be asked after the job was not found.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn list_pruned_outcomes(
+    conn: &mut PgConnection,
+    id: JobId,
+) -> Result<Vec<Outcome>, LedgerError> {
+    sqlx::query_scalar!(
+        r#"SELECT outcome AS "outcome: Outcome" FROM job_history_pruned WHERE $1 BETWEEN oldest_id AND newest_id ORDER BY outcome"#,
+        id.0
+    )
+    .fetch_all(conn)
+    .await
+    .map_err(LedgerError::database("asking which jobs were dropped"))
 }
 
 /// The partitions of an outcome whose day is before another, oldest first.
@@ -167,6 +201,9 @@ async fn drop_day(pool: &PgPool, outcome: &str, name: &str) -> Result<Lock, sqlx
         "DO $$ BEGIN \
            IF to_regclass('{name}') IS NOT NULL THEN \
              LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT; \
+             INSERT INTO job_history_pruned (outcome, oldest_id, newest_id) \
+               SELECT '{outcome}', (SELECT id FROM {name} ORDER BY id LIMIT 1), (SELECT id FROM {name} ORDER BY id DESC LIMIT 1) \
+               WHERE EXISTS (SELECT 1 FROM {name}) {NOTE}; \
              DROP TABLE {name}; \
            END IF; END $$"
     );

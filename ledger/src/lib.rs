@@ -52,7 +52,7 @@ pub use engine::{Engine, EngineConfig, EngineError, EngineHealth};
 pub use enqueue::{Enqueued, NewJob, enqueue, enqueue_many};
 pub use fence::{Fenced, FencedTx};
 pub use hints::{HintConfig, Hints};
-pub use history::{Pruned, Retention, ensure_partitions, prune};
+pub use history::{Pruned, Retention, ensure_partitions, list_pruned_outcomes, prune};
 pub use job::{ClaimedJob, LedgerError, Outcome, Progress, TerminalJob};
 pub use kind::{Executor, HookError, Hooks, KindSpec, Kinds, Revival};
 pub use policy::{Backoff, Jitter, Policy};

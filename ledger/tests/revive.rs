@@ -12,8 +12,8 @@ use longshore_ledger::bulk::{
     BulkAction, BulkError, BulkFilter, BulkPlan, BulkProgress, plan, step, take_plan,
 };
 use longshore_ledger::{
-    DiscardOutcome, JobError, Pruned, Retention, RetryOutcome, Verdict, discard, ensure_partitions,
-    prune, retry,
+    DiscardOutcome, JobError, Outcome, Pruned, Retention, RetryOutcome, Verdict, discard,
+    ensure_partitions, inspect, list_pruned_outcomes, prune, retry,
 };
 use rig::{Behaviour, NewJobExt as _, Rig, new_job, state_of, until};
 
@@ -297,6 +297,44 @@ async fn days_that_nobody_keeps_are_dropped_and_no_others() {
         "only the younger of the dead is left"
     );
     assert_eq!(state_of(&rig, held).await, "scheduled");
+}
+
+#[tokio::test]
+async fn of_every_dropped_job_and_of_no_later_one_it_is_known_that_it_may_be_gone() {
+    let rig = Rig::start(Behaviour::Fail(broken)).await;
+    let before = JobId::new();
+    let later = Duration::from_secs(60 * 24 * 3600);
+    let mut gone = Vec::new();
+    // Two days with a partition, and one that has none.
+    for _ in 0..3 {
+        let id = rig.enqueue(new_job("a").delayed(later)).await;
+        discarded(&rig, id).await;
+        gone.push(id);
+        rig.advance(Duration::from_secs(2 * 24 * 3600)).await;
+    }
+    let live = rig.enqueue(new_job("b").delayed(later)).await;
+    let kept = dead(&rig, new_job("c")).await;
+    let outcomes = async |id: JobId| {
+        let mut conn = rig.pool().acquire().await.unwrap();
+        list_pruned_outcomes(&mut conn, id).await.unwrap()
+    };
+    assert_eq!(outcomes(gone[0]).await, []);
+    let keep = Retention {
+        cancelled_days: 1,
+        ..Retention::default()
+    };
+    for _ in 0..2 {
+        rig.advance(Duration::from_secs(2 * 24 * 3600)).await;
+        prune(rig.pool(), keep).await.unwrap();
+    }
+    let mut conn = rig.pool().acquire().await.unwrap();
+    for id in gone {
+        assert!(inspect::find_job(&mut conn, id).await.unwrap().is_none());
+        assert_eq!(outcomes(id).await, [Outcome::Cancelled]);
+    }
+    for id in [before, live, kept, JobId::new()] {
+        assert_eq!(outcomes(id).await, []);
+    }
 }
 
 /// A history with days that are due: one per outcome that is pruned, ten days old.

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use longshore_base::{JobId, Timestamp, WorkspaceId};
 use longshore_ledger::inspect::{self, JobFilter, JobView, Page};
-use longshore_ledger::{CancelOutcome, cancel};
+use longshore_ledger::{CancelOutcome, cancel, list_pruned_outcomes};
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, Object, OpenApi};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use self::view::{Job, JobState};
@@ -89,7 +90,8 @@ impl JobsApi {
         list(&state, &filter, limit.0, cursor.0).await
     }
 
-    /// Shows a job. A workspace sees its own jobs only.
+    /// Shows a job. A workspace sees its own jobs only. Finished jobs are kept for some time; after that 410 is answered,
+    /// also for ids from that time that no job has had, and 404 for all others that no job has.
     #[oai(path = "/jobs/:job_id", method = "get", operation_id = "get_job")]
     async fn get_job(
         &self,
@@ -101,7 +103,7 @@ impl JobsApi {
     }
 
     /// Streams a job until it ends: `state` with the whole job, `progress`, and `log` for each failed attempt. The id of an
-    /// event is the job's revision; `Last-Event-ID` says what was seen.
+    /// event is the job's revision; `Last-Event-ID` says what was seen. 410 as for the job itself.
     #[oai(
         path = "/jobs/:job_id/events",
         method = "get",
@@ -124,7 +126,8 @@ impl JobsApi {
         }))
     }
 
-    /// Cancels a job: at once if it waits, by request if it runs.
+    /// Cancels a job: at once if it waits, by request if it runs. 409 if it has ended, 410 if that is so long ago that it
+    /// is no longer kept.
     #[oai(
         path = "/jobs/:job_id/cancel",
         method = "post",
@@ -149,7 +152,7 @@ impl JobsApi {
                 let by = access.0.name();
                 let outcome = cancel(tx, &state.kinds, id, &by, reason.as_deref()).await;
                 let pokes = match outcome.map_err(internal)? {
-                    CancelOutcome::Unknown => return Err(ApiError::not_found("job not found")),
+                    CancelOutcome::Unknown => return Err(unknown(tx, id, NOT_CANCELLED).await),
                     CancelOutcome::Finished => {
                         return Err(ApiError::conflict("job already finished"));
                     }
@@ -227,9 +230,25 @@ async fn load(state: &ApiState, caller: &Principal, id: JobId) -> ApiResult<JobV
     let job = inspect::find_job(&mut conn, id)
         .await
         .map_err(|error| ApiError::internal(FAILED, error))?;
-    job.filter(|job| match caller {
+    let Some(job) = job else {
+        return Err(unknown(&mut conn, id, FAILED).await);
+    };
+    let visible = match caller {
         Principal::Workspace(owner) => job.workspace_id == Some(*owner),
         Principal::Admin | Principal::Org { .. } | Principal::Canvas | Principal::Developer => true,
-    })
-    .ok_or_else(|| ApiError::not_found("job not found"))
+    };
+    if visible {
+        Ok(job)
+    } else {
+        Err(ApiError::not_found("job not found"))
+    }
+}
+
+/// What is said of an id that no job has: 410 where retention has dropped jobs with such ids, else 404.
+async fn unknown(conn: &mut PgConnection, id: JobId, failed: &'static str) -> ApiError {
+    match list_pruned_outcomes(conn, id).await {
+        Ok(outcomes) if outcomes.is_empty() => ApiError::not_found("job not found"),
+        Ok(outcomes) => ApiError::job_pruned(&outcomes),
+        Err(error) => ApiError::ledger(error, failed),
+    }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::unknown;
 use super::view::Job;
 use crate::auth::AdminAccess;
 use crate::body::JsonBody;
@@ -48,7 +49,8 @@ pub(crate) struct RetryApi;
 
 #[OpenApi(tag = "Tag::Jobs")]
 impl RetryApi {
-    /// Runs a dead or cancelled job once more, with all its attempts, if its kind allows that.
+    /// Runs a dead or cancelled job once more, with all its attempts, if its kind allows that. 410 if it ended so long ago
+    /// that it is no longer kept.
     #[oai(
         path = "/jobs/:job_id/retry",
         method = "post",
@@ -79,7 +81,7 @@ impl RetryApi {
                             "only dead or cancelled jobs can be retried",
                         ));
                     }
-                    RetryOutcome::Unknown => return Err(ApiError::not_found("job not found")),
+                    RetryOutcome::Unknown => return Err(unknown(tx, id, NOT_RETRIED).await),
                 };
                 let job = load(tx, id, NOT_RETRIED).await?;
                 require_accepted(tx, &queue, &job.tenant, job.workspace_id, NOT_RETRIED).await?;
@@ -97,7 +99,8 @@ impl RetryApi {
         Ok(answer)
     }
 
-    /// Puts a dead or waiting job away: no list of dead jobs shows it again, its history stays.
+    /// Puts a dead or waiting job away: no list of dead jobs shows it again, its history stays. 410 if it ended so long ago
+    /// that it is no longer kept.
     #[oai(
         path = "/jobs/:job_id/discard",
         method = "post",
@@ -127,7 +130,7 @@ impl RetryApi {
                             "only dead or waiting jobs can be discarded",
                         ));
                     }
-                    DiscardOutcome::Unknown => return Err(ApiError::not_found("job not found")),
+                    DiscardOutcome::Unknown => return Err(unknown(tx, id, NOT_DISCARDED).await),
                 };
                 let job = load(tx, id, NOT_DISCARDED).await?;
                 let event = event_of(names::JOB_DISCARDED, &job, &by, reason.as_deref());

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use longshore_base::JobId;
+use longshore_ledger::{Retention, prune};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
@@ -99,9 +101,64 @@ async fn a_waiting_job_is_cancelled_once() {
     let again = app.admin(Method::POST, &path).send().await.unwrap();
     let error = expect_error(again, StatusCode::CONFLICT).await;
     assert_eq!(error, "job already finished");
-    let unknown = format!("/jobs/{}/cancel", longshore_base::JobId::new());
+    let unknown = format!("/jobs/{}/cancel", JobId::new());
     let answer = app.admin(Method::POST, &unknown).send().await.unwrap();
     expect_error(answer, StatusCode::NOT_FOUND).await;
+}
+
+#[tokio::test]
+async fn a_job_that_retention_dropped_is_gone_and_not_unknown() {
+    let app = TestApp::start().await;
+    let agent = app.insert_named("a").await;
+    let before = JobId::new();
+    let first = app.insert_job(Some(agent.id)).await;
+    let kept = app.insert_job(None).await;
+    let never_there = JobId::new();
+    let last = app.insert_job(None).await;
+    for id in [first, last] {
+        let path = format!("/jobs/{id}/cancel");
+        let answer = app.admin(Method::POST, &path).send().await.unwrap();
+        expect(answer, StatusCode::OK).await;
+    }
+    app.database.advance(Duration::from_secs(40 * 86_400)).await;
+    prune(app.database.pool(), Retention::default())
+        .await
+        .unwrap();
+    let status = async |method: Method, path: String| {
+        let answer = app.admin(method, &path).send().await.unwrap();
+        answer.status().as_u16()
+    };
+    // Of an id from between two dropped ones nobody knows any more whether there was a job.
+    for (id, expected) in [
+        (before, 404),
+        (first, 410),
+        (kept, 200),
+        (never_there, 410),
+        (last, 410),
+        (JobId::new(), 404),
+    ] {
+        let path = format!("/jobs/{id}");
+        assert_eq!(status(Method::GET, path).await, expected, "{id}");
+    }
+    let events = status(Method::GET, format!("/jobs/{first}/events"));
+    assert_eq!(events.await, 410);
+    for what in ["cancel", "retry", "discard"] {
+        let path = format!("/jobs/{first}/{what}");
+        assert_eq!(status(Method::POST, path).await, 410, "{what}");
+    }
+    for (id, expected) in [(first, 410), (kept, 404)] {
+        let request = app.get(&format!("/jobs/{id}")).bearer_auth(&agent.token);
+        assert_eq!(request.send().await.unwrap().status().as_u16(), expected);
+    }
+    let path = format!("/jobs/{first}");
+    let answer = app.admin(Method::GET, &path).send().await.unwrap();
+    let body = expect(answer, StatusCode::GONE).await;
+    assert_eq!(body["error"], "job pruned");
+    let detail = body["detail"].as_str().unwrap();
+    assert!(
+        detail.ends_with(" LONGSHORE_KEEP_CANCELLED_DAYS"),
+        "{detail}"
+    );
 }
 
 /// Reads a stream to its end.
