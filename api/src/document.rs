@@ -13,6 +13,7 @@ use crate::jobs::JobsApi;
 use crate::jobs::bulk::BulkJobsApi;
 use crate::jobs::retry::RetryApi;
 use crate::queues::QueuesApi;
+use crate::queues::weights::WeightsApi;
 use crate::registry::RegistryApi;
 use crate::socket::SocketApi;
 use crate::workers::WorkersApi;
@@ -33,7 +34,7 @@ pub(crate) enum Tag {
     Events,
     /// Work that was asked for.
     Jobs,
-    /// What operators let through: queues, their modes and limits, and holds.
+    /// What operators let through: queues, their modes and limits, weights, and holds.
     Queues,
     /// Who does the work.
     Workers,
@@ -51,6 +52,7 @@ type Apis = (
     BulkJobsApi,
     RetryApi,
     QueuesApi,
+    WeightsApi,
     HoldsApi,
     WorkersApi,
 );
@@ -68,6 +70,7 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         BulkJobsApi,
         RetryApi,
         QueuesApi,
+        WeightsApi,
         HoldsApi,
         WorkersApi,
     );

@@ -39,6 +39,7 @@ pub enum Class {
 pub enum Verb {
     Get,
     Post,
+    Put,
     Patch,
     Delete,
 }
@@ -50,6 +51,7 @@ impl Verb {
         match self {
             Self::Get => "GET",
             Self::Post => "POST",
+            Self::Put => "PUT",
             Self::Patch => "PATCH",
             Self::Delete => "DELETE",
         }
@@ -201,6 +203,10 @@ pub const GUARDED_ROUTES: &[Route] = &[
     post("/jobs/{job_id}/retry", Class::Admin, Keyed).strict(&[]),
     post("/jobs/{job_id}/discard", Class::Admin, Keyed).strict(&[]),
     route(Verb::Get, "/queues", Class::Admin).strict(&["limit", "cursor"]),
+    // Before `/queues/{name}`, which has the same shape.
+    route(Verb::Get, "/queues/weights", Class::Admin).strict(&["limit", "cursor"]),
+    route(Verb::Put, "/queues/weights/{tenant}", Class::Admin).strict(&[]),
+    route(Verb::Delete, "/queues/weights/{tenant}", Class::Admin).strict(&["reason"]),
     route(Verb::Get, "/queues/{name}", Class::Admin).strict(&[]),
     route(Verb::Patch, "/queues/{name}", Class::Admin).strict(&[]),
     post("/queues/{name}/pause", Class::Admin, STAYS_SO).strict(&[]),
@@ -313,13 +319,19 @@ fn read_ids(route: &'static Route, path: &str) -> ApiResult<Matched> {
                     .map_err(|_| ApiError::bad_request("invalid hold id"))?;
             }
             "{name}" if !is_plain(segment) => return Err(ApiError::bad_request("invalid name")),
+            "{tenant}" if !is_plain(segment) || segment.len() > LONGEST_TENANT => {
+                return Err(ApiError::bad_request("invalid organisation"));
+            }
             _ => {}
         }
     }
     Ok(matched)
 }
 
-/// Names of queues and workers are words of these characters.
+/// As with holds.
+const LONGEST_TENANT: usize = 255;
+
+/// Names of queues and workers, and organisations, are words of these characters.
 fn is_plain(name: &str) -> bool {
     name.bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
@@ -368,7 +380,12 @@ mod tests {
                 assert!(
                     matches!(
                         segment,
-                        "{id}" | "{workspace_id}" | "{job_id}" | "{hold_id}" | "{name}"
+                        "{id}"
+                            | "{workspace_id}"
+                            | "{job_id}"
+                            | "{hold_id}"
+                            | "{name}"
+                            | "{tenant}"
                     ),
                     "{segment} of {} is not checked",
                     route.path
@@ -398,11 +415,14 @@ mod tests {
             (Method::GET, "/jobs/nope", 400),
             (Method::DELETE, "/holds/nope", 400),
             (Method::GET, "/queues/a%00b", 400),
+            (Method::DELETE, "/queues/weights/a%20b", 400),
+            (Method::POST, "/queues/weights", 405),
         ] {
             let error = find(&method, path).unwrap_err();
             assert_eq!(error.status().as_u16(), status, "{path}");
         }
         assert_eq!(pattern(&format!("/jobs/{id}")), "/jobs/{job_id}");
+        assert_eq!(pattern("/queues/weights"), "/queues/weights");
         assert_eq!(pattern("/nowhere"), "unmatched");
     }
 }

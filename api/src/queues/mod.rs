@@ -6,6 +6,7 @@
 mod accept;
 mod limits;
 mod view;
+pub(crate) mod weights;
 
 use std::time::Duration;
 

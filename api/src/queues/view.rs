@@ -105,6 +105,8 @@ pub(crate) struct Place {
 #[derive(Object)]
 pub(crate) struct WaitingTenant {
     tenant: String,
+    /// Its turns for each one of an organisation without a weight.
+    weight: i32,
     /// Jobs that wait for nothing but their turn.
     waiting: i64,
     oldest_waiting_seconds: f64,
@@ -202,6 +204,7 @@ impl From<TenantWait> for WaitingTenant {
     fn from(wait: TenantWait) -> Self {
         Self {
             tenant: wait.tenant,
+            weight: i32::from(wait.weight),
             waiting: wait.waiting,
             oldest_waiting_seconds: wait.oldest_waiting_seconds,
         }

@@ -122,6 +122,7 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
         (Verb::Get | Verb::Delete, _) => None,
         (Verb::Post, path) if takes_only_a_reason(path) => None,
         (Verb::Post, "/jobs/bulk") => Some(json!({ "action": "retry", "dry_run": true })),
+        (Verb::Put, "/queues/weights/{tenant}") => Some(json!({ "weight": 2 })),
         (Verb::Patch, "/queues/{name}") => Some(json!({ "max_running": 1 })),
         (Verb::Post, "/holds") => Some(json!({ "scope": "engine", "value": "e", "mode": "pause" })),
         (Verb::Patch, "/workspaces/{id}") => Some(json!({ "name": "renamed" })),
@@ -187,6 +188,7 @@ impl Scene {
             .replace("{workspace_id}", &self.target.id.to_string())
             .replace("{job_id}", &self.job.to_string())
             .replace("{hold_id}", &self.target.id.to_string())
+            .replace("{tenant}", &self.target.id.to_string())
             .replace("{name}", "rest")
     }
 

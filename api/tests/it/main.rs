@@ -15,5 +15,6 @@ mod messages;
 mod queues;
 mod registry;
 mod transport;
+mod weights;
 mod workers;
 mod workspaces;

@@ -231,6 +231,16 @@ impl Client {
         self.answer(request.header("Idempotency-Key", key)).await
     }
 
+    /// PUT with a JSON body.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<T, ClientError> {
+        self.answer(self.request(Method::PUT, path).json(body))
+            .await
+    }
+
     /// PATCH with a JSON body.
     pub(crate) async fn patch<T: DeserializeOwned>(
         &self,

@@ -18,7 +18,7 @@ fn queue(mode: &str, running: u32) -> String {
         "limits": {"max_running": 5, "max_per_worker": null, "rate_per_minute": 60},
         "policy": {"max_attempts": 3}, "workers": 2,
         "places": [{"queue": "provision@e1", "waiting": 3, "admitted": 1, "running": running, "workers": 2}],
-        "tenants": [{"tenant": "t1", "waiting": 3, "oldest_waiting_seconds": 61.0}],
+        "tenants": [{"tenant": "t1", "weight": 17, "waiting": 3, "oldest_waiting_seconds": 61.0}],
     })
     .to_string()
 }
@@ -68,6 +68,7 @@ fn a_queue_is_shown_with_its_places_and_who_waits() {
         "5 at once, 60 a minute",
         "provision@e1",
         "t1",
+        "17",
     ] {
         assert!(out.contains(told), "{told}: {out}");
     }
@@ -165,6 +166,54 @@ fn a_limit_is_a_number_or_none() {
         &["queues", "limit", "provision"][..],
         &["queues", "limit", "provision", "--max-running", "many"],
         &["queues", "limit", "provision", "--max-running", "-1"],
+    ] {
+        assert_eq!(run(longshore().args(wrong)).0, USAGE, "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_weight_is_set_cleared_and_listed() {
+    let weight = json!({
+        "tenant": "t1", "weight": 3, "reason": "they pay", "set_by": "admin", "since": "2026-01-31T11:59:00Z",
+    });
+    let server = Server::answering(&[(200, JSON, &weight.to_string())]);
+    let (exit, out, err) = server.run(&["queues", "weight", "t1", "3", "--reason", "they pay"]);
+    assert_eq!(
+        (exit, out.as_str()),
+        (DONE, "organisation t1 weighs 3\n"),
+        "{err}"
+    );
+    assert_eq!(
+        server.asked(),
+        (
+            "PUT /queues/weights/t1".to_owned(),
+            json!({"weight": 3, "reason": "they pay"})
+        )
+    );
+
+    let server = Server::answering(&[(200, JSON, &weight.to_string())]);
+    let (exit, out, err) = server.run(&["queues", "weight", "t1", "--clear", "--reason", "gone"]);
+    assert_eq!(
+        (exit, out.as_str()),
+        (DONE, "organisation t1 weighs 1 again\n"),
+        "{err}"
+    );
+    assert_eq!(server.asked().0, "DELETE /queues/weights/t1?reason=gone");
+
+    let list = json!({"items": [weight], "next_cursor": null}).to_string();
+    let server = Server::answering(&[(200, JSON, &list)]);
+    let (exit, out, err) = server.run(&["queues", "weight"]);
+    assert_eq!(exit, DONE, "{err}");
+    assert!(out.contains("t1") && out.contains("they pay"), "{out}");
+    assert_eq!(server.asked().0, "GET /queues/weights");
+
+    for wrong in [
+        &["queues", "weight", "t1"][..],
+        &["queues", "weight", "t1", "0"],
+        &["queues", "weight", "t1", "101"],
+        &["queues", "weight", "t1", "3", "--clear"],
+        &["queues", "weight", "--clear"],
+        &["queues", "weight", "--reason", "why"],
     ] {
         assert_eq!(run(longshore().args(wrong)).0, USAGE, "{wrong:?}");
     }

@@ -1,9 +1,11 @@
 //! Whose jobs come next: start-time fair queueing over tenants, priorities inside a tenant.
 //!
-//! Each tenant has a tag, a position in the queue's virtual time, which grows by one with each of its admitted jobs; a
-//! tenant that was idle begins where the clock stands. The fewest jobs in flight go first, then the lowest start tag,
-//! then whoever was idle longest, then the oldest job. So ten thousand jobs of one organisation cost another's single job one turn, and a
-//! tenant cannot save up turns while it has nothing to do. While only one tenant has jobs, nothing of this is written.
+//! Each tenant has a tag, a position in the queue's virtual time, which grows by one over its weight with each of its
+//! admitted jobs (weights are an operator's, else one); a tenant that was idle begins where the clock stands. The fewest
+//! jobs in flight go first, counted in whole rounds: as many jobs as the tenant weighs. Then the lowest start tag, then
+//! whoever was idle longest, then the oldest job. So ten thousand jobs of one organisation cost another's single job one
+//! turn, and a tenant cannot save up turns while it has nothing to do. While only one tenant has jobs, nothing of this is
+//! read or written.
 //!
 //! Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996; the preference for flows that were idle is that of
 //! RFC 8290, section 4.1.
@@ -29,6 +31,8 @@ struct ChosenJob {
     tenant: String,
     /// Where it starts in virtual time.
     start: f64,
+    /// Its tenant's.
+    weight: i16,
 }
 
 impl Chosen {
@@ -58,7 +62,7 @@ impl Chosen {
             .filter(|job| admitted.iter().any(|hint| hint.job_id.0 == job.id))
         {
             let tag = tags.entry(&job.tenant).or_default();
-            *tag = tag.max(job.start + 1.0);
+            *tag = tag.max(job.start + f64::from(job.weight).recip());
             clock = clock.max(job.start);
         }
         let (tenants, tags): (Vec<String>, Vec<f64>) = tags
@@ -139,21 +143,23 @@ async fn of_many(
                    UNION ALL SELECT tenant FROM jobs WHERE queue = $1 AND state = 'running'
                ) AS in_flight GROUP BY tenant
            ), competing AS MATERIALIZED (
-               SELECT tenants.tenant, coalesce(tag, 0) AS tag, served_at, coalesce(busy.jobs, 0) AS in_flight,
+               SELECT tenants.tenant, coalesce(weight, 1::smallint) AS weight, coalesce(tag, 0) AS tag, served_at, coalesce(busy.jobs, 0) AS in_flight,
                    greatest(coalesce(tag, 0), coalesce((SELECT virtual_time FROM queue_clocks WHERE queue_clocks.queue = $1), 0)) AS start
                FROM tenants LEFT JOIN queue_tenants ON queue_tenants.queue = $1 AND queue_tenants.tenant = tenants.tenant
                LEFT JOIN busy ON busy.tenant = tenants.tenant
+               LEFT JOIN tenant_weights ON tenant_weights.tenant = tenants.tenant
                WHERE tenants.tenant IS NOT NULL AND tenants.tenant <> ALL ($4)
            )
-           SELECT job.id AS "id!", competing.tenant AS "tenant!", competing.start + job.nth AS "start!"
+           SELECT job.id AS "id!", competing.tenant AS "tenant!", competing.start + job.nth / competing.weight::float8 AS "start!",
+               competing.weight AS "weight!"
            FROM competing CROSS JOIN LATERAL (
                SELECT ready.id, ready.seq, row_number() OVER (ORDER BY ready.priority, ready.seq) - 1 AS nth FROM (
                    SELECT id, priority, seq FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND tenant = competing.tenant
                      AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
-                   ORDER BY priority, seq LIMIT least($3::bigint, 1 + 2 * $3::bigint / (SELECT count(*) FROM competing))
+                   ORDER BY priority, seq LIMIT least($3::bigint, 1 + 2 * $3::bigint * competing.weight / (SELECT sum(weight) FROM competing))
                ) AS ready
            ) AS job
-           ORDER BY competing.in_flight + job.nth, competing.start + job.nth, competing.tag, competing.served_at NULLS FIRST, job.seq
+           ORDER BY (competing.in_flight + job.nth) / competing.weight, competing.start + job.nth / competing.weight::float8, competing.tag, competing.served_at NULLS FIRST, job.seq
            LIMIT $3::bigint"#,
         queue,
         after,

@@ -1,4 +1,5 @@
-//! The operator's hands on the queues: modes, holds and limits, all in Postgres, so that they survive every restart.
+//! The operator's hands on the queues: modes, holds, limits and weights, all in Postgres, so that they survive every
+//! restart.
 //!
 //! What is closed is closed in one place, admission: a change and an admission exclude each other by one advisory lock,
 //! so that nothing is admitted after a change has been committed. What had been admitted but not claimed goes back in
@@ -11,6 +12,7 @@
 mod change;
 mod limits;
 mod view;
+mod weights;
 
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ pub use view::{
     Hold, QueueDetail, QueuePlace, QueueView, TenantWait, WorkerRun, WorkerView, hold, holds,
     queue, queues, set_draining, worker, workers,
 };
+pub use weights::{MAX_WEIGHT, TenantWeight, clear_weight, set_weight, weights};
 
 use crate::LedgerError;
 

@@ -63,6 +63,8 @@ pub struct QueuePlace {
 pub struct TenantWait {
     /// The organisation root.
     pub tenant: String,
+    /// Its turns for each one of a tenant without a weight.
+    pub weight: i16,
     /// Its jobs that wait for nothing but their turn.
     pub waiting: i64,
     /// Age of the oldest of them, in seconds.
@@ -255,10 +257,11 @@ pub async fn queue(
     .map_err(LedgerError::database("reading the places of a queue"))?;
     let tenants = sqlx::query_as!(
         TenantWait,
-        r#"SELECT tenant, count(*) AS "waiting!",
+        r#"SELECT tenant, coalesce((SELECT weight FROM tenant_weights WHERE tenant_weights.tenant = jobs.tenant), 1::smallint) AS "weight!",
+               count(*) AS "waiting!",
                greatest(0, extract(epoch FROM longshore_now() - min(greatest(created_at, run_at))))::float8 AS "oldest_waiting_seconds!"
            FROM jobs WHERE kind = $1 AND state <> 'running' AND wait <> 'time'
-           GROUP BY tenant ORDER BY 3 DESC, 1 LIMIT $2"#,
+           GROUP BY tenant ORDER BY 4 DESC, 1 LIMIT $2"#,
         name,
         TENANTS_SHOWN
     )

@@ -43,7 +43,7 @@ static CONFLICTS: [Conflict; 8] = {
 };
 
 /// Everything the ledger keeps; emptied between stories.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "jobs",
     "job_slots",
     "job_keys",
@@ -53,6 +53,7 @@ const TABLES: [&str; 9] = [
     "queue_limits",
     "queue_tenants",
     "queue_clocks",
+    "tenant_weights",
 ];
 
 #[derive(Default)]

@@ -1,5 +1,7 @@
 //! `longshore queues`: what waits, and the operator's hands on it.
 
+mod weights;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -14,6 +16,8 @@ use crate::output::{
 };
 use crate::settings::client::ClientSettings;
 use crate::settings::parse;
+
+use self::weights::WeightArgs;
 
 /// How long one request waits for a queue to empty: short, so that the number of running jobs is told as it falls. The
 /// server allows 300.
@@ -54,6 +58,11 @@ enum QueuesCommand {
     Resume(ChangeArgs),
     /// Change how much of a queue runs: a number for each limit (0 lets nothing start), or `none` to remove it.
     Limit(LimitArgs),
+    /// Give an organisation more turns than others, in every queue; or list who has a weight.
+    ///
+    /// Of two organisations that both have enough waiting, one of weight 3 gets three starts for each one of the other's.
+    /// One with little waiting does not wait behind the other's backlog, whatever they weigh.
+    Weight(WeightArgs),
 }
 
 #[derive(Args, Debug)]
@@ -121,6 +130,7 @@ pub(crate) async fn run(args: QueuesArgs) -> anyhow::Result<Exit> {
             Some(limit) => drain(&client, &drain_args.change, limit, json).await,
         },
         QueuesCommand::Limit(limits) => set_limits(&client, &limits, json).await,
+        QueuesCommand::Weight(weight) => weights::run(&client, weight, json).await,
     }
 }
 
@@ -236,10 +246,11 @@ async fn get(client: &Client, name: &str, json: bool) -> anyhow::Result<Exit> {
     if rows("tenants").next().is_some() {
         print_line("");
         print_table(
-            ["TENANT", "WAITING", "OLDEST"],
+            ["TENANT", "WEIGHT", "WAITING", "OLDEST"],
             rows("tenants").map(|tenant| {
                 [
                     text(tenant, "tenant"),
+                    text(tenant, "weight"),
                     text(tenant, "waiting"),
                     oldest(tenant),
                 ]
