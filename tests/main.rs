@@ -16,4 +16,5 @@ mod queues;
 mod redis_outage;
 mod start;
 mod status;
+mod trace;
 mod up;

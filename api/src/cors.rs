@@ -14,7 +14,7 @@ use poem::{Request, Response};
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE, OPTIONS");
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
     "Origin, Content-Type, X-Workspace-ID, Authorization, X-Timeout, X-Longshore-Org-Slug, X-Longshore-Org-Id, \
-     Idempotency-Key, Last-Event-ID",
+     Idempotency-Key, Last-Event-ID, traceparent",
 );
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy, Location, \

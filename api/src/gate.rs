@@ -3,7 +3,7 @@
 //! In this order: tenant guard, preflight, route and ids, rate limit by address, unknown query parameters,
 //! credential, rate limit by credential, handler. Around it: errors of any kind become problems, panics become 500,
 //! every answer gets its headers, one line of access log and its place in the metrics. Query strings, which may hold
-//! credentials, appear in none of them.
+//! credentials, appear in none of them. All of it happens in the trace the sender names, or in a new one.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,8 +11,10 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use longshore_base::clock::Stopwatch;
 use longshore_base::ids::random_uuid;
+use longshore_ledger::TraceContext;
 use poem::http::{HeaderValue, Method, StatusCode};
 use poem::{Endpoint, IntoResponse as _, Request, Response};
+use tracing::Instrument as _;
 
 use crate::auth::{self, Verdict};
 use crate::client;
@@ -67,6 +69,16 @@ impl<E: Endpoint> Endpoint for Gate<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
+        let trace = trace_of(&request);
+        // No filter that lets a line through takes its span away.
+        let span = tracing::error_span!("request", trace.id = trace.trace_id());
+        let served = trace.scope(self.serve(request)).instrument(span).await;
+        Ok(served)
+    }
+}
+
+impl<E: Endpoint> Gate<E> {
+    async fn serve(&self, request: Request) -> Response {
         let took = Stopwatch::start();
         let config = &self.state.config;
         let address = client::client_address(&request, &config.trusted_proxies);
@@ -107,8 +119,18 @@ impl<E: Endpoint> Endpoint for Gate<E> {
             took.elapsed(),
         );
         log_access(&context, &method, &path, status, took);
-        Ok(response)
+        response
     }
+}
+
+/// The trace that the sender says the request is part of, else a new one. Two such headers say nothing.
+fn trace_of(request: &Request) -> TraceContext {
+    let mut told = request.headers().get_all("traceparent").iter();
+    match (told.next(), told.next()) {
+        (Some(told), None) => told.to_str().ok().and_then(TraceContext::parse),
+        _ => None,
+    }
+    .unwrap_or_else(TraceContext::begin)
 }
 
 /// Waits for an answer; a panic on the way is an error like any other. The panic hook has written where and why.

@@ -31,7 +31,12 @@ pub(crate) fn start(settings: &LogSettings, redactor: &Redactor) -> Result<(), S
     if text {
         builder.with_ansi(is_terminal).init();
     } else {
-        builder.json().flatten_event(true).init();
+        // The list of spans holds the current one too.
+        builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .init();
     }
     Ok(())
 }

@@ -169,6 +169,7 @@ mod tests {
             deadline_at: Timestamp::UNIX_EPOCH,
             created_by: "test".into(),
             checkpoint: None,
+            trace: crate::TraceContext::begin(),
         }
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::control::{Subject, open_controls, split_queue};
 use crate::hints::Hint;
 use crate::policy::QUARANTINE_CRASHES;
-use crate::{ClaimedJob, LedgerError};
+use crate::{ClaimedJob, LedgerError, TraceContext};
 
 /// Who claims, and one of its claims.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ pub(crate) async fn claim(
              AND ((state NOT IN ('scheduled', 'running') AND jobs.dispatch = hint.dispatch)
                   OR token = md5($5::text || jobs.id::text)::uuid)
            RETURNING jobs.id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
-               token AS "token!", deadline_at, created_by, checkpoint"#,
+               token AS "token!", deadline_at, created_by, checkpoint, trace_context"#,
         &ids,
         &dispatches,
         claimant.worker,
@@ -97,6 +97,11 @@ pub(crate) async fn claim(
             deadline_at: row.deadline_at,
             created_by: row.created_by,
             checkpoint: row.checkpoint,
+            trace: row
+                .trace_context
+                .as_deref()
+                .and_then(TraceContext::parse)
+                .unwrap_or_else(TraceContext::begin),
         })
         .collect())
 }

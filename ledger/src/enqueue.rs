@@ -1,15 +1,16 @@
 //! Asking for a job, in the caller's own transaction.
 //!
 //! The caller has locked the row its keys stand for (a workspace), which orders requests about it. After its commit it
-//! pokes the [`Admitter`](crate::Admitter); it never publishes by itself.
+//! pokes the [`Admitter`](crate::Admitter); it never publishes by itself. The job keeps the [`TraceContext`] in whose scope
+//! it was asked for.
 
 use std::time::Duration;
 
 use longshore_base::{JobId, WorkspaceId};
 use sqlx::PgConnection;
 
-use crate::LedgerError;
 use crate::job::Wait;
+use crate::{LedgerError, TraceContext};
 
 /// A job to be.
 #[derive(Clone, Debug)]
@@ -71,11 +72,12 @@ pub async fn enqueue(tx: &mut PgConnection, mut job: NewJob) -> Result<Enqueued,
         Wait::Ready
     };
     let id = JobId::new();
+    let trace = TraceContext::current();
     let inserted = sqlx::query_scalar!(
         r#"INSERT INTO jobs (id, kind, queue, tenant, workspace_id, keys, dedupe_key, args, args_version, priority, wait,
-                max_attempts, created_by, created_at, run_at, deadline_at)
-           SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, now, now + $14::float8 * interval '1 second',
-                now + $15::float8 * interval '1 second'
+                max_attempts, created_by, trace_context, created_at, run_at, deadline_at)
+           SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, now, now + $15::float8 * interval '1 second',
+                now + $16::float8 * interval '1 second'
            FROM longshore_now() now
            ON CONFLICT (kind, dedupe_key) WHERE dedupe_key IS NOT NULL AND state IN ('scheduled', 'queued') DO NOTHING
            RETURNING id"#,
@@ -92,6 +94,7 @@ pub async fn enqueue(tx: &mut PgConnection, mut job: NewJob) -> Result<Enqueued,
         wait as Wait,
         job.max_attempts,
         job.created_by,
+        trace.as_str(),
         job.delay.as_secs_f64(),
         job.deadline.as_secs_f64(),
     )
@@ -140,11 +143,12 @@ pub async fn enqueue_many(
 ) -> Result<Vec<JobId>, LedgerError> {
     let ids: Vec<JobId> = keys.iter().map(|_| JobId::new()).collect();
     let uuids: Vec<uuid::Uuid> = ids.iter().map(|id| id.0).collect();
+    let trace = TraceContext::current();
     sqlx::query!(
         r#"INSERT INTO jobs (id, kind, queue, tenant, workspace_id, keys, args, args_version, priority, wait,
-                max_attempts, created_by, created_at, run_at, deadline_at)
-           SELECT new.id, $3, $4, $5, $6, array_remove(ARRAY[new.key], ''), $7, $8, $9, $10, $11, $12, now, now,
-                now + $13::float8 * interval '1 second'
+                max_attempts, created_by, trace_context, created_at, run_at, deadline_at)
+           SELECT new.id, $3, $4, $5, $6, array_remove(ARRAY[new.key], ''), $7, $8, $9, $10, $11, $12, $13, now, now,
+                now + $14::float8 * interval '1 second'
            FROM unnest($1::uuid[], $2::text[]) AS new(id, key), longshore_now() now"#,
         &uuids,
         keys,
@@ -158,6 +162,7 @@ pub async fn enqueue_many(
         Wait::Ready as Wait,
         template.max_attempts,
         template.created_by,
+        trace.as_str(),
         template.deadline.as_secs_f64(),
     )
     .execute(&mut *tx)

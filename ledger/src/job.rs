@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::TraceContext;
 use crate::verdict::JobError;
 
 /// How a job ended.
@@ -90,6 +91,8 @@ pub struct ClaimedJob {
     pub created_by: String,
     /// What an earlier run left for this one ([`FencedTx::record_checkpoint`](crate::FencedTx::record_checkpoint)).
     pub checkpoint: Option<serde_json::Value>,
+    /// What it goes back to.
+    pub trace: TraceContext,
 }
 
 impl ClaimedJob {

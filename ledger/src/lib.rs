@@ -43,6 +43,7 @@ mod run;
 mod slots;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod trace;
 mod verdict;
 
 pub use admission::Admitter;
@@ -58,4 +59,5 @@ pub use kind::{Executor, HookError, Hooks, KindSpec, Kinds, Revival};
 pub use policy::{Backoff, Jitter, Policy};
 pub use revive::{DiscardOutcome, Retried, RetryOutcome, discard, retry, retry_many};
 pub use run::{RunContext, Stopped};
+pub use trace::TraceContext;
 pub use verdict::{JobError, Verdict};

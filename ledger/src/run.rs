@@ -5,6 +5,8 @@
 //!
 //! A run ends by itself, by its timeout, or because it was told to stop; after [`STOP_GRACE`] it is dropped. A panic is
 //! caught once, here. Whatever happens, exactly one [`Finish`] goes to the finisher.
+//!
+//! It goes on in the trace of what asked for the job: in its scope, and in a span that says so in each line it logs.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -17,6 +19,7 @@ use tokio::sync::{
     OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::claim::{claim_again, record_waiting};
@@ -174,7 +177,11 @@ impl Runner {
         let inner = Arc::clone(&self.inner);
         let signal = StopSignal::default();
         inner.lock().insert(claimed.job.token, signal.clone());
-        tokio::spawn(async move {
+        let trace = claimed.job.trace.clone();
+        // No filter that lets a line through takes its span away.
+        let span =
+            tracing::error_span!("run", job.id = %claimed.job.id, trace.id = trace.trace_id());
+        let run = async move {
             let Claimed { job, permit, claim } = claimed;
             let token = job.token;
             let verdict = inner.run_in_turn(&job, signal, claim).await;
@@ -184,7 +191,8 @@ impl Runner {
             if inner.ended.send(Finish { job, verdict }).await.is_err() {
                 tracing::error!("a run ended after the finisher; the reaper will find the job");
             }
-        });
+        };
+        tokio::spawn(trace.scope(run).instrument(span));
     }
 
     /// Tells one run to stop.

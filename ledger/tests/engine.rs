@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use longshore_base::JobId;
 use longshore_ledger::control::{Mode, resume, set_mode};
-use longshore_ledger::{CancelOutcome, JobError, Verdict, cancel, enqueue, inspect};
+use longshore_ledger::{
+    CancelOutcome, JobError, RetryOutcome, TraceContext, Verdict, cancel, enqueue, inspect, retry,
+};
 use rig::{Behaviour, NewJobExt as _, Rig, new_job, state_of, until};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -360,6 +362,45 @@ async fn a_worker_finds_cancel_requests_without_redis() {
         state_of(&rig, id).await == "cancelled"
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_job_keeps_the_trace_of_the_first_who_asked_for_it_also_when_it_is_retried() {
+    let rig = Rig::start(Behaviour::Fail(|| {
+        Verdict::Permanent(JobError::plain("broken"))
+    }))
+    .await;
+    let [first, second] = [TraceContext::begin(), TraceContext::begin()];
+    let job = || {
+        new_job("k")
+            .with_dedupe("d")
+            .delayed(Duration::from_secs(60))
+    };
+    let id = first.clone().scope(rig.enqueue(job())).await;
+    assert_eq!(second.clone().scope(rig.enqueue(job())).await, id);
+    let trace = async || rig.job(id).await.trace_id;
+    assert_eq!(trace().await.as_deref(), Some(first.trace_id()));
+    rig.advance(Duration::from_secs(61)).await;
+    until("the job to be dead", || async {
+        state_of(&rig, id).await == "dead"
+    })
+    .await;
+    assert_eq!(trace().await.as_deref(), Some(first.trace_id()));
+    let again = async {
+        let mut tx = rig.pool().begin().await.unwrap();
+        let outcome = retry(&mut tx, &rig.kinds, id, "ops").await.unwrap();
+        assert!(
+            matches!(outcome, RetryOutcome::Retried { .. }),
+            "{outcome:?}"
+        );
+        tx.commit().await.unwrap();
+    };
+    second.scope(again).await;
+    assert_eq!(trace().await.as_deref(), Some(first.trace_id()));
+    // What nobody's request asked for begins a trace.
+    let own = rig.enqueue(new_job("other")).await;
+    let own = rig.job(own).await.trace_id.unwrap();
+    assert!(own.len() == 32 && own != first.trace_id(), "{own}");
 }
 
 #[tokio::test]

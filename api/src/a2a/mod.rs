@@ -31,6 +31,7 @@ use poem_openapi::types::{ToJSON as _, Type as _};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions, Object, OpenApi,
 };
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::envelope::Envelope;
@@ -194,7 +195,9 @@ impl A2aApi {
             sender,
         };
         // The sender may go away; the message and what follows from it may not.
-        let carried = state.tasks.spawn(carry(Arc::clone(&state), errand, url));
+        let carried = state
+            .tasks
+            .spawn(carry(Arc::clone(&state), errand, url).in_current_span());
         carried
             .await
             .map_err(|error| ApiError::internal("internal error", error))?

@@ -57,6 +57,8 @@ pub(crate) struct Job {
     errors: Vec<JobFailure>,
     /// Its arguments: ids and flags.
     args: Any<Value>,
+    /// The W3C trace id of the request that asked for it: of its `traceparent`, or a new one. It stands as `trace.id` in the
+    /// log lines of the request and of the job's runs.
     #[oai(nullable)]
     trace_id: Option<String>,
     /// Rises with every visible change; the id of the events of its stream.

@@ -91,6 +91,7 @@ async fn a_listed_origin_may_read_and_another_may_not() {
         "X-Workspace-ID",
         "Idempotency-Key",
         "Last-Event-ID",
+        "traceparent",
     ] {
         assert!(header(&answer, "access-control-allow-headers").contains(name));
     }

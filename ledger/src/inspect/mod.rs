@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use self::waiting::{Surroundings, Waiter};
 pub use self::waiting::{Waiting, waiting_workspaces};
-use crate::LedgerError;
 use crate::job::{Outcome, Progress, State, Wait};
+use crate::{LedgerError, TraceContext};
 
 /// One job.
 #[derive(Clone, Debug, Serialize)]
@@ -63,7 +63,7 @@ pub struct JobView {
     pub errors: Vec<JobFailure>,
     /// Its arguments: ids and flags.
     pub args: serde_json::Value,
-    /// The trace it belongs to.
+    /// The trace of what asked for it.
     pub trace_id: Option<String>,
     /// Rises with every visible change.
     pub revision: i64,
@@ -318,7 +318,11 @@ fn view(record: JobRecord, waiting: Option<Waiting>) -> Result<JobView, LedgerEr
         last_error: errors.last().map(|failure| failure.error.clone()),
         errors,
         args: record.args,
-        trace_id: record.trace_context,
+        trace_id: record
+            .trace_context
+            .as_deref()
+            .and_then(TraceContext::parse)
+            .map(|trace| trace.trace_id().to_owned()),
         revision: record.revision,
     })
 }
