@@ -105,9 +105,9 @@ impl WeightsApi {
     #[oai(
         path = "/queues/weights/:tenant",
         method = "put",
-        operation_id = "set_weight"
+        operation_id = "update_weight"
     )]
-    async fn set_weight(
+    async fn update_weight(
         &self,
         access: AdminAccess,
         state: Shared<'_>,
@@ -141,9 +141,9 @@ impl WeightsApi {
     #[oai(
         path = "/queues/weights/:tenant",
         method = "delete",
-        operation_id = "clear_weight"
+        operation_id = "delete_weight"
     )]
-    async fn clear_weight(
+    async fn delete_weight(
         &self,
         access: AdminAccess,
         state: Shared<'_>,
