@@ -158,7 +158,8 @@ impl HealthApi {
         _access: AdminAccess,
         state: Shared<'_>,
     ) -> ApiResult<MetricsResponse> {
-        Ok(MetricsResponse::Metrics(PlainText(render_metrics(&state))))
+        let text = render_metrics(&state).await;
+        Ok(MetricsResponse::Metrics(PlainText(text)))
     }
 
     /// Describes this API.
@@ -186,13 +187,14 @@ pub(crate) enum DocumentResponse {
 }
 
 /// Everything this process measures, in Prometheus' text form.
-pub(crate) fn render_metrics(state: &ApiState) -> String {
+pub(crate) async fn render_metrics(state: &ApiState) -> String {
     let mut text = state
         .metrics
         .as_ref()
         .map(metrics_exporter_prometheus::PrometheusHandle::render)
         .unwrap_or_default();
     text.push_str(&state.http_metrics.render());
+    text.push_str(&state.wait_metrics.render(state).await);
     text
 }
 

@@ -34,6 +34,7 @@ mod reason;
 mod security_headers;
 mod sse;
 mod tenant_guard;
+mod wait_metrics;
 
 mod a2a;
 mod events;

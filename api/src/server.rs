@@ -140,6 +140,6 @@ impl Endpoint for MetricsOnly {
         }
         Ok(Response::builder()
             .content_type("text/plain; version=0.0.4; charset=utf-8")
-            .body(render_metrics(&self.0)))
+            .body(render_metrics(&self.0).await))
     }
 }

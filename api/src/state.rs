@@ -20,6 +20,7 @@ use crate::health::{CheckedParts, HealthSource, WatchedEngine};
 use crate::http_metrics::HttpMetrics;
 use crate::problem::{ApiError, ApiResult};
 use crate::rate_limit::RateLimiter;
+use crate::wait_metrics::WaitMetrics;
 
 /// The parts the API is joined from.
 pub struct ApiParts {
@@ -64,6 +65,7 @@ pub struct ApiState {
     pub(crate) metrics: Option<PrometheusHandle>,
     pub(crate) health: Vec<Arc<dyn HealthSource>>,
     pub(crate) http_metrics: Arc<HttpMetrics>,
+    pub(crate) wait_metrics: WaitMetrics,
     pub(crate) limiter: RateLimiter,
     pub(crate) checked: CheckedParts,
     pub(crate) agents: crate::a2a::Agents,
@@ -109,6 +111,7 @@ impl ApiState {
             metrics,
             health,
             http_metrics: Arc::default(),
+            wait_metrics: WaitMetrics::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             draining: AtomicBool::new(false),

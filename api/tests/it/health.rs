@@ -1,6 +1,7 @@
 //! Health, metrics and the description.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use longshore_api::{WatchedEngine, openapi_document};
 use longshore_backends::{Backend, Backends, Docker, DockerConfig};
@@ -9,7 +10,7 @@ use longshore_base::ids;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::app::{DEADLINE, Options, TestApp, expect, until};
+use crate::app::{ADMIN, DEADLINE, Options, TestApp, expect, until};
 use crate::messages::Engine;
 
 async fn readyz(app: &TestApp, query: &str) -> (StatusCode, Value) {
@@ -26,7 +27,7 @@ async fn ready_as(app: &TestApp, wanted: &str) -> Value {
             return report;
         }
         assert!(started.elapsed() < DEADLINE, "{report}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -223,6 +224,50 @@ async fn metrics_are_counted_by_route_and_shown_apart() {
         .await
         .unwrap();
     assert_eq!(other.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_turn_is_shown_until_the_wait_is_over() {
+    let app = TestApp::start().await;
+    let created = app.create(json!({ "name": "a" })).await;
+    let tenant = created["id"].as_str().unwrap();
+    // Its time has not come.
+    app.insert_job(None).await;
+    app.database.advance(Duration::from_secs(100)).await;
+    let shown = async |address: &str, request: reqwest::RequestBuilder| {
+        let text = request.send().await.unwrap().text().await.unwrap();
+        let header = "# TYPE longshore_tenant_oldest_wait_seconds gauge";
+        assert!(text.lines().any(|line| line == header), "{address}: {text}");
+        let of_family = |line: &&str| line.starts_with("longshore_tenant_oldest_wait_seconds{");
+        let lines: Vec<_> = text.lines().filter(of_family).map(str::to_owned).collect();
+        lines
+    };
+    for address in [&app.address, &app.metrics_address] {
+        let request = reqwest::Client::new().get(format!("{address}/metrics"));
+        let lines = shown(address, request.bearer_auth(ADMIN)).await;
+        let labels = format!("{{queue=\"provision@none\",tenant=\"{tenant}\"}} ");
+        let [line] = lines.as_slice() else {
+            panic!("{lines:?}")
+        };
+        let (_, value) = line.split_once(&labels).unwrap();
+        let seconds: f64 = value.parse().unwrap();
+        assert!((100.0..200.0).contains(&seconds), "{line}");
+    }
+    let jobs = app.admin(Method::GET, "/jobs?kind=provision").send().await;
+    let jobs = expect(jobs.unwrap(), StatusCode::OK).await;
+    let path = format!("/jobs/{}/cancel", jobs["items"][0]["id"].as_str().unwrap());
+    let cancelled = app.admin(Method::POST, &path).send().await.unwrap();
+    expect(cancelled, StatusCode::OK).await;
+    // A look at the ledger is good for a moment.
+    let started = Stopwatch::start();
+    loop {
+        let lines = shown("the API", app.admin(Method::GET, "/metrics")).await;
+        if lines.is_empty() {
+            break;
+        }
+        assert!(started.elapsed() < DEADLINE, "{lines:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test]

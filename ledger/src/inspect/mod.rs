@@ -1,6 +1,7 @@
 //! Reading jobs, live and finished, as operators and owners see them (`spec: operations` §1).
 
 mod waiting;
+mod waits;
 
 use longshore_base::{JobId, Timestamp, WorkspaceId};
 use serde::Serialize;
@@ -9,6 +10,7 @@ use uuid::Uuid;
 
 use self::waiting::{Surroundings, Waiter};
 pub use self::waiting::{Waiting, waiting_workspaces};
+pub use self::waits::{LongestWait, longest_waits};
 use crate::job::{Outcome, Progress, State, Wait};
 use crate::{LedgerError, TraceContext};
 
