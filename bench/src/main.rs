@@ -14,6 +14,9 @@ mod stats;
 
 use clap::{Parser, Subcommand};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(about = "Longshore's benchmarks", version)]
 struct Arguments {

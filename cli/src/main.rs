@@ -26,6 +26,9 @@ use exit::Exit;
 use settings::log::LogSettings;
 use settings::reflect;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Control plane for fleets of AI-agent workspaces.
 #[derive(Parser, Debug)]
 #[command(name = "longshore", version, after_help = exit::HELP, propagate_version = true)]

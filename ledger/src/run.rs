@@ -184,7 +184,13 @@ impl Runner {
         let run = async move {
             let Claimed { job, permit, claim } = claimed;
             let token = job.token;
-            let verdict = inner.run_in_turn(&job, signal, claim).await;
+            let context = RunContext {
+                job,
+                pool: inner.pool.clone(),
+                signal,
+            };
+            let verdict = inner.run_in_turn(&context, claim).await;
+            let RunContext { job, .. } = context;
             // The permit is free before the end is written: the finisher has its own bound.
             drop(permit);
             inner.lock().remove(&token);
@@ -220,28 +226,24 @@ impl RunnerInner {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run_in_turn(&self, job: &ClaimedJob, signal: StopSignal, claim: InClaim) -> Verdict {
-        let Some((_turn, claim)) = self.turn(job, &signal, claim).await else {
+    async fn run_in_turn(&self, context: &RunContext, claim: InClaim) -> Verdict {
+        let Some((_turn, claim)) = self.turn(context, claim).await else {
             return Verdict::GiveBack;
         };
-        if signal.reason.get().is_some() {
+        if context.stopped().is_some() {
             return Verdict::GiveBack;
         }
         let began = Instant::now();
         drop(claim);
-        let verdict = self.run(job, signal).await;
-        self.slots.record(&job.kind, began.elapsed());
+        let verdict = self.run(context).await;
+        self.slots.record(&context.job.kind, began.elapsed());
         verdict
     }
 
     /// Waits until the job may run: alone in quarantine, else among the others. `None` when it is told to stop before.
     /// While it waits it has not started, so the death of the worker is not put down to it.
-    async fn turn(
-        &self,
-        job: &ClaimedJob,
-        signal: &StopSignal,
-        claim: InClaim,
-    ) -> Option<(Turn<'_>, InClaim)> {
+    async fn turn(&self, context: &RunContext, claim: InClaim) -> Option<(Turn<'_>, InClaim)> {
+        let job = &context.job;
         if job.crashes < QUARANTINE_CRASHES {
             if let Ok(among) = self.quarantine.try_read() {
                 return Some((Turn::Among(among), claim));
@@ -266,7 +268,7 @@ impl RunnerInner {
         };
         let turn = tokio::select! {
             turn = own => turn,
-            () = signal.token.cancelled() => return None,
+            () = context.stopping() => return None,
         };
         let claim = self.claims.begin().await;
         match claim_again(&self.pool, job).await {
@@ -281,7 +283,8 @@ impl RunnerInner {
         }
     }
 
-    async fn run(&self, job: &ClaimedJob, signal: StopSignal) -> Verdict {
+    async fn run(&self, context: &RunContext) -> Verdict {
+        let job = &context.job;
         let Some(kind) = self.kinds.find(&job.kind) else {
             return Verdict::GiveBack;
         };
@@ -292,18 +295,13 @@ impl RunnerInner {
             // A newer version wrote it; a worker of that version will take it.
             return Verdict::Snooze(Duration::from_secs(1), "written by another version".into());
         }
-        let context = RunContext {
-            job: job.clone(),
-            pool: self.pool.clone(),
-            signal: signal.clone(),
-        };
         let dropped = async {
-            signal.token.cancelled().await;
+            context.stopping().await;
             tokio::time::sleep(STOP_GRACE).await;
         };
         tokio::select! {
             biased;
-            ended = AssertUnwindSafe(executor.run(&context)).catch_unwind() => match ended {
+            ended = AssertUnwindSafe(executor.run(context)).catch_unwind() => match ended {
                 Ok(verdict) => verdict,
                 Err(panic) => panicked(job, &*panic),
             },
