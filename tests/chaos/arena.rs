@@ -310,6 +310,8 @@ impl Arena {
             }
             (Some(signal), _) => sent.is_some_and(|sent| sent as i32 == signal),
             (None, Some(0)) => sent == Some(Signal::SIGTERM),
+            // A second SIGTERM while it leaves ends it at once.
+            (None, _) if log.contains("\"ending now\"") => sent == Some(Signal::SIGTERM),
             // Nothing is there to be connected to; it says so, and is started again.
             (None, _) => !had_started,
         };
