@@ -50,6 +50,10 @@ pub const QUEUE_LIMITED: &str = "QUEUE_LIMITED";
 pub const HOLD_SET: &str = "HOLD_SET";
 /// A hold is over: `{…, hold_id, mode}`.
 pub const HOLD_LIFTED: &str = "HOLD_LIFTED";
+/// An organisation has another weight: `{scope, value, weight, by, reason}`.
+pub const WEIGHT_SET: &str = "WEIGHT_SET";
+/// An organisation has no weight of its own any more: `{scope, value, was, by, reason}`.
+pub const WEIGHT_CLEARED: &str = "WEIGHT_CLEARED";
 /// A worker takes no more jobs: `{worker, by, reason}`.
 pub const WORKER_DRAINING: &str = "WORKER_DRAINING";
 /// A worker takes jobs again: `{worker, by, reason}`.

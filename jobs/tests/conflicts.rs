@@ -6,14 +6,11 @@
 use std::time::Duration;
 
 use longshore_base::testing::TestDatabase;
-use longshore_base::{JobId, Secret, schema};
+use longshore_base::{JobId, schema};
 use longshore_jobs::{JobsConfig, kinds, provision, stop};
 use longshore_ledger::testing::Steps;
-use longshore_ledger::{
-    Admitter, HintConfig, Hints, JobError, NewJob, Older, Verdict, enqueue, resolve_conflicts,
-};
+use longshore_ledger::{JobError, NewJob, Older, Verdict, enqueue, resolve_conflicts};
 use sqlx::PgPool;
-use tokio_util::sync::CancellationToken;
 
 /// What can be seen of an older job afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,17 +39,8 @@ async fn each_older_job_meets_the_fate_its_cell_names() {
     let kinds = kinds(JobsConfig {
         provision_concurrency: 1,
     });
-    let hints = Hints::new(&HintConfig {
-        url: Secret::new("redis://127.0.0.1:1".into()),
-        prefix: String::new(),
-    })
-    .unwrap();
-    // Nobody admits but we.
-    let stopped = CancellationToken::new();
-    stopped.cancel();
     let pool = database.pool();
-    let admitter = Admitter::new(pool.clone(), hints, stopped);
-    let steps = Steps::new(pool.clone(), kinds.clone(), admitter);
+    let steps = Steps::new(pool.clone(), kinds.clone());
     for (newer, older, fates) in FATES {
         for (place, fate) in Older::ALL.into_iter().zip(fates) {
             // A place of its own for each, so that an admission finds nobody else.

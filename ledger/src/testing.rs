@@ -7,15 +7,16 @@
 
 use std::time::Duration;
 
-use longshore_base::JobId;
+use longshore_base::{JobId, Secret};
 use sqlx::PgPool;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admitter, admit};
 use crate::beat::{Registration, register};
 use crate::claim::{Claimant, claim, claim_again, record_waiting};
 use crate::finish::{Finish, finish_runs};
-use crate::hints::Hint;
+use crate::hints::{Hint, HintConfig, Hints};
 use crate::maintenance::wake_forgotten;
 use crate::reaper::Reaper;
 use crate::{ClaimedJob, Fenced, FencedTx, Kinds, LedgerError, Verdict};
@@ -29,9 +30,21 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Pokes go to `admitter`; one that was told to stop leaves admission to [`Self::admit`].
+    /// Nobody but [`Self::admit`] admits, and no hint is sent.
+    ///
+    /// # Panics
+    /// Never: the address of no Redis is a valid one.
     #[must_use]
-    pub const fn new(pool: PgPool, kinds: Kinds, admitter: Admitter) -> Self {
+    #[expect(clippy::expect_used, reason = "a constant that parses")]
+    pub fn new(pool: PgPool, kinds: Kinds) -> Self {
+        let hints = Hints::new(&HintConfig {
+            url: Secret::new("redis://127.0.0.1:1".to_owned()),
+            prefix: String::new(),
+        })
+        .expect("an address");
+        let stopped = CancellationToken::new();
+        stopped.cancel();
+        let admitter = Admitter::new(pool.clone(), hints, stopped);
         Self {
             pool,
             kinds,

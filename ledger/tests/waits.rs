@@ -4,14 +4,11 @@
 
 use std::time::Duration;
 
+use longshore_base::schema;
 use longshore_base::testing::TestDatabase;
-use longshore_base::{Secret, schema};
 use longshore_ledger::inspect::longest_waits;
 use longshore_ledger::testing::Steps;
-use longshore_ledger::{
-    Admitter, Backoff, HintConfig, Hints, Jitter, KindSpec, Kinds, NewJob, Policy, enqueue,
-};
-use tokio_util::sync::CancellationToken;
+use longshore_ledger::{Backoff, Jitter, KindSpec, Kinds, NewJob, Policy, enqueue};
 
 const QUEUE: &str = "test";
 
@@ -56,15 +53,7 @@ fn steps(database: &TestDatabase) -> Steps {
         },
         hooks: None,
     });
-    let hints = Hints::new(&HintConfig {
-        url: Secret::new("redis://127.0.0.1:1".into()),
-        prefix: String::new(),
-    })
-    .unwrap();
-    let stopped = CancellationToken::new();
-    stopped.cancel();
-    let pool = database.pool().clone();
-    Steps::new(pool.clone(), kinds, Admitter::new(pool, hints, stopped))
+    Steps::new(database.pool().clone(), kinds)
 }
 
 /// By so much the clock is moved, so that the time the test takes is none.

@@ -14,16 +14,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use longshore_base::testing::TestDatabase;
-use longshore_base::{JobId, Secret, schema};
+use longshore_base::{JobId, schema};
 use longshore_ledger::control::{clear_weight, set_weight};
 use longshore_ledger::testing::Steps;
 use longshore_ledger::{
-    Admitter, Backoff, ClaimedJob, HintConfig, Hints, Jitter, KindSpec, Kinds, NewJob, Policy,
-    Verdict, enqueue_many,
+    Backoff, ClaimedJob, Jitter, KindSpec, Kinds, NewJob, Policy, Verdict, enqueue_many,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
-use tokio_util::sync::CancellationToken;
 
 /// Races, unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 12;
@@ -66,16 +64,7 @@ impl<'a> Queue<'a> {
             policy,
             hooks: None,
         });
-        let hints = Hints::new(&HintConfig {
-            url: Secret::new("redis://127.0.0.1:1".into()),
-            prefix: String::new(),
-        })
-        .unwrap();
-        // It admits nothing by itself: passes are the test's.
-        let stopped = CancellationToken::new();
-        stopped.cancel();
-        let pool = database.pool().clone();
-        let steps = Steps::new(pool.clone(), kinds, Admitter::new(pool, hints, stopped));
+        let steps = Steps::new(database.pool().clone(), kinds);
         steps.register(WORKER, &[QUEUE], [0, slots]).await.unwrap();
         Self {
             database,

@@ -1,7 +1,7 @@
 //! Weights: how many turns an organisation gets for each one of another's, in every queue.
 
 use longshore_base::Timestamp;
-use longshore_events::append;
+use longshore_events::{append, names};
 use longshore_ledger::control::{self, MAX_WEIGHT, Scope, TenantWeight, clear_weight, set_weight};
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
@@ -22,11 +22,6 @@ use crate::state::Shared;
 
 const NOT_SET: &str = "failed to set weight";
 const NOT_CLEARED: &str = "failed to clear weight";
-
-/// An organisation has another weight: `{scope, value, weight, by, reason}`.
-const WEIGHT_SET: &str = "WEIGHT_SET";
-/// An organisation has no weight of its own any more: `{scope, value, was, by, reason}`.
-const WEIGHT_CLEARED: &str = "WEIGHT_CLEARED";
 
 /// A weight to be set.
 #[derive(Deserialize, Object)]
@@ -128,7 +123,7 @@ impl WeightsApi {
             .map_err(|error| ApiError::ledger(error, NOT_SET))?;
         if changed {
             let what = json!({ "scope": Scope::Tenant, "value": set.tenant, "weight": set.weight });
-            let event = change_event(WEIGHT_SET, what, &by, reason.as_deref());
+            let event = change_event(names::WEIGHT_SET, what, &by, reason.as_deref());
             append(&mut tx, event)
                 .await
                 .map_err(|error| ApiError::internal(NOT_SET, error))?;
@@ -161,7 +156,7 @@ impl WeightsApi {
             .map_err(|error| ApiError::ledger(error, NOT_CLEARED))?
             .ok_or_else(|| ApiError::not_found("weight not found"))?;
         let what = json!({ "scope": Scope::Tenant, "value": was.tenant, "was": was.weight });
-        let event = change_event(WEIGHT_CLEARED, what, &by, reason.as_deref());
+        let event = change_event(names::WEIGHT_CLEARED, what, &by, reason.as_deref());
         append(&mut tx, event)
             .await
             .map_err(|error| ApiError::internal(NOT_CLEARED, error))?;

@@ -4,15 +4,14 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use longshore_base::testing::TestDatabase;
-use longshore_base::{JobId, Secret, WorkspaceId, schema};
+use longshore_base::{JobId, WorkspaceId, schema};
 use longshore_ledger::control::Scope;
 use longshore_ledger::testing::Steps;
 use longshore_ledger::{
-    Admitter, Backoff, Conflict, HintConfig, Hints, HookError, Hooks, Jitter, JobError, KindSpec,
-    Kinds, Older, Policy, Resolution, TerminalJob, Verdict,
+    Backoff, Conflict, HookError, Hooks, Jitter, JobError, KindSpec, Kinds, Older, Policy,
+    Resolution, TerminalJob, Verdict,
 };
 use sqlx::{PgConnection, PgPool};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::reference::BACKOFF;
@@ -135,15 +134,7 @@ impl Ledger {
     /// The engine's steps, on a ledger without jobs. Nobody else admits.
     pub(crate) async fn begin(&self) -> Steps {
         self.empty().await;
-        let hints = Hints::new(&HintConfig {
-            url: Secret::new("redis://127.0.0.1:1".into()),
-            prefix: String::new(),
-        })
-        .unwrap();
-        let stopped = CancellationToken::new();
-        stopped.cancel();
-        let admitter = Admitter::new(self.pool().clone(), hints, stopped);
-        Steps::new(self.pool().clone(), self.kinds.clone(), admitter)
+        Steps::new(self.pool().clone(), self.kinds.clone())
     }
 
     /// Ends the hooks were told of, since the beginning.
