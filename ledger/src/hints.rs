@@ -130,6 +130,10 @@ impl Hints {
 
     /// Publishes within the budget; what cannot be sent is counted and left to the next pass.
     pub(crate) async fn publish(&self, queue: &str, hints: &[Hint]) {
+        // Redis takes an empty list of commands for a mistake, and the breaker would open.
+        if hints.is_empty() {
+            return;
+        }
         let stream = self.stream(queue);
         let mut commands = redis::pipe();
         for hint in hints {
@@ -437,5 +441,22 @@ fn delivered(entry: redis::streams::StreamId) -> Delivered {
     Delivered {
         entry: entry.id,
         hint,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn publishing_nothing_asks_nothing_of_redis() {
+        let hints = Hints::new(&HintConfig {
+            url: Secret::new("redis://127.0.0.1:1".to_owned()),
+            prefix: String::new(),
+        })
+        .unwrap();
+        hints.publish("test", &[]).await;
+        assert!(!hints.is_open(), "the breaker");
     }
 }

@@ -30,17 +30,15 @@ pub(crate) async fn operate(api: Caller, mut told: mpsc::UnboundedReceiver<Told>
                 insist(&api, &format!("/queues/{queue}/{change}"), None).await;
             }
             Told::Worker(pid, change) => {
-                for (name, _) in workers(&api).await {
+                for name in workers(&api).await {
                     if name.contains(&format!("-{pid}-")) {
                         insist(&api, &format!("/workers/{name}/{change}"), None).await;
                     }
                 }
             }
             Told::UndrainAll => {
-                for (name, draining) in workers(&api).await {
-                    if draining {
-                        insist(&api, &format!("/workers/{name}/undrain"), None).await;
-                    }
+                for name in workers(&api).await {
+                    insist(&api, &format!("/workers/{name}/undrain"), None).await;
                 }
             }
         }
@@ -82,8 +80,8 @@ async fn insist(api: &Caller, path: &str, name: Option<&str>) -> Option<Value> {
     }
 }
 
-/// Names of workers, and whether they drain.
-async fn workers(api: &Caller) -> Vec<(String, bool)> {
+/// Names of workers.
+async fn workers(api: &Caller) -> Vec<String> {
     let began = Instant::now();
     loop {
         let request = api
@@ -95,10 +93,7 @@ async fn workers(api: &Caller) -> Vec<(String, bool)> {
             let list: Value = serde_json::from_slice(&answer.body).unwrap();
             let items = list["items"].as_array().unwrap().iter();
             return items
-                .map(|worker| {
-                    let name = worker["name"].as_str().unwrap().to_owned();
-                    (name, worker["draining"] == true)
-                })
+                .map(|worker| worker["name"].as_str().unwrap().to_owned())
                 .collect();
         }
         assert!(began.elapsed() < PATIENCE, "GET /workers");
