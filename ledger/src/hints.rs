@@ -445,7 +445,6 @@ fn delivered(entry: redis::streams::StreamId) -> Delivered {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
 
