@@ -15,6 +15,8 @@ use longshore_events::{
     BroadcastEvent, Delivery, EventBus, EventsConfig, Filter, Hub, NewEvent, Received,
     Subscription, append, list_events, list_events_after, names,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use sqlx::PgConnection;
 use tokio::time::timeout;
@@ -56,12 +58,9 @@ impl RedisServer {
         bus_at(self.port)
     }
 
-    fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .args([signal, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(status.success());
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        kill(pid, signal).unwrap();
     }
 }
 
@@ -247,7 +246,7 @@ async fn a_stopped_redis_delays_nobody_and_is_used_again_when_it_goes_on() {
         assert!(started.elapsed() < DEADLINE);
     }
 
-    redis.signal("-STOP");
+    redis.signal(Signal::SIGSTOP);
     let stopped = Stopwatch::start();
     for n in 0..10_000 {
         bus.poke();
@@ -268,7 +267,7 @@ async fn a_stopped_redis_delays_nobody_and_is_used_again_when_it_goes_on() {
     assert!(slowest < Duration::from_millis(400), "{slowest:?}");
     assert!(!bus.health().up);
 
-    redis.signal("-CONT");
+    redis.signal(Signal::SIGCONT);
     until("the link to come back", || bus.health().up).await;
     until("the listener to come back", || hub.health().listener.up).await;
     let mut subscription = hub.subscribe(Filter::Workspace(id), 16);

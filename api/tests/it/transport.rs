@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use longshore_base::clock::Stopwatch;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -344,12 +346,9 @@ impl RedisServer {
         Self { child, port }
     }
 
-    fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .args([signal, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(status.success());
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        kill(pid, signal).unwrap();
     }
 }
 
@@ -370,7 +369,7 @@ async fn a_stopped_redis_slows_no_request() {
     let app = TestApp::with(options).await;
     app.events_flow().await;
     let agent = app.insert_named("a").await;
-    redis.signal("-STOP");
+    redis.signal(Signal::SIGSTOP);
     let mut took = Vec::new();
     for n in 0..100 {
         let started = Stopwatch::start();
@@ -398,7 +397,7 @@ async fn a_stopped_redis_slows_no_request() {
     while !named().await.as_array().unwrap().contains(&json!("redis")) {
         assert!(started.elapsed() < DEADLINE, "nobody noticed");
     }
-    redis.signal("-CONT");
+    redis.signal(Signal::SIGCONT);
     until("Redis to be used again", || app.bus.health().up).await;
 }
 
