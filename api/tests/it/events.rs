@@ -240,13 +240,17 @@ async fn a_shutdown_closes_sockets_and_streams() {
         .await
         .unwrap();
     app.shutdown.cancel();
-    let frame = timeout(DEADLINE, socket.next()).await.unwrap();
-    match frame.unwrap().unwrap() {
-        Message::Close(Some(close)) => assert_eq!(close.code, CloseCode::Away),
-        other => panic!("{other:?}"),
+    loop {
+        let frame = timeout(DEADLINE, socket.next()).await.unwrap();
+        match frame.unwrap().unwrap() {
+            // The workspace may have been made too late to be told before.
+            Message::Text(_) => {}
+            Message::Close(Some(close)) => break assert_eq!(close.code, CloseCode::Away),
+            other => panic!("{other:?}"),
+        }
     }
     let rest = timeout(DEADLINE, stream.text()).await.unwrap().unwrap();
-    assert_eq!(rest, ": ping\n\n");
+    assert!(rest.starts_with(": ping\n\n"), "{rest}");
     let served = timeout(DEADLINE, &mut app.server).await.unwrap().unwrap();
     assert!(served.is_ok());
 }
