@@ -83,7 +83,8 @@ fn family(waits: &[LongestWait]) -> String {
     text
 }
 
-/// As a label's value: whatever a tenant is called, it stays one value.
+/// As a label's value: whatever a tenant is called, it stays one value of its own. The exporter's function takes some
+/// backslashes for escapes and drops one at the end.
 fn escaped(value: &str) -> String {
     value
         .replace('\\', r"\\")

@@ -2,8 +2,9 @@
 //!
 //! Without the cargo feature `failpoints` [`hit`] is empty. With it, `LONGSHORE_FAILPOINTS` says what happens where:
 //! `name=action` pairs separated by `;`, an action being `die` (SIGKILL), `stop` (SIGSTOP), `sleep:MS` or
-//! `gate:PATH` (wait until the file exists). `name*N=action` acts at the N-th hit only. This is the one place below
-//! the command line that reads the environment, since it exists only in binaries made for tests.
+//! `gate:PATH` (wait until the file exists). `name*N=action` acts at the N-th hit only. `LONGSHORE_EFFECT_LATER`
+//! makes the process play a later version of itself. This is the one place below the command line that reads the
+//! environment, since it exists only in binaries made for tests.
 
 /// Every point of this name in the source. The crash tests walk this list.
 pub const POINTS: &[&str] = &[
@@ -28,7 +29,7 @@ pub const POINTS: &[&str] = &[
 pub async fn hit(_name: &'static str) {}
 
 #[cfg(feature = "failpoints")]
-pub use enabled::hit;
+pub use enabled::{hit, is_later_version};
 
 #[cfg(feature = "failpoints")]
 mod enabled {
@@ -94,6 +95,12 @@ mod enabled {
                 action,
             },
         )
+    }
+
+    /// Whether this process plays a later version of the program.
+    #[must_use]
+    pub fn is_later_version() -> bool {
+        std::env::var_os("LONGSHORE_EFFECT_LATER").is_some()
     }
 
     /// Passes a named point; see the module.

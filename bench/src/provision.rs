@@ -161,11 +161,7 @@ impl Server {
 
     async fn stop(&mut self) -> anyhow::Result<()> {
         if let Some(pid) = self.child.id() {
-            Command::new("kill")
-                .arg("-TERM")
-                .arg(pid.to_string())
-                .status()
-                .await?;
+            crate::resources::terminate(pid)?;
         }
         tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await??;
         Ok(())

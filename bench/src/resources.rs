@@ -4,10 +4,17 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 
 /// Clock ticks a second in procfs: fixed by Linux' interface to programs, whatever the kernel runs at.
 const TICKS: u64 = 100;
+
+/// Asks a process to end.
+pub(crate) fn terminate(pid: u32) -> anyhow::Result<()> {
+    Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?)
+}
 
 /// Nanoseconds of the clock that all processes of the machine share.
 pub(crate) fn now() -> anyhow::Result<u64> {

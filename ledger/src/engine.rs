@@ -1,8 +1,8 @@
 //! A worker process' engine: who it is, what it reads, its beat, and how it leaves.
 //!
 //! Tasks: one reader per queue, the apalis worker that dispatches, the finisher, the beat with its watchdog, the ticks
-//! of each second, who hears and who looks for cancel requests. Each is supervised by being a loop that cannot end; one that does makes [`Engine::failed`] resolve,
-//! and the process exits non-zero.
+//! of each second, who hears of cancel requests and looks for them. Each is supervised by being a loop that cannot end;
+//! one that does makes [`Engine::failed`] resolve, and the process exits non-zero.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};

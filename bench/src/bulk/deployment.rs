@@ -120,7 +120,7 @@ impl Deployment {
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         for process in [&mut self.worker, &mut self.api_process] {
             let Some(pid) = process.id() else { continue };
-            Command::new("kill").arg(pid.to_string()).status().await?;
+            crate::resources::terminate(pid)?;
             timeout(PATIENCE, process.wait())
                 .await
                 .context("a process did not end within a minute")??;

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use longshore_base::failpoint::is_later_version;
 use longshore_ledger::{
     Backoff, Executor, Fenced, Jitter, JobError, KindSpec, Policy, RunContext, Verdict,
 };
@@ -61,25 +62,19 @@ pub enum Plan {
     Panic,
 }
 
-/// A kind that only a later version of this program has.
+/// A kind that only a later version of this program has. That reads arguments of version 2 as well; they are the same.
 pub const LATER_KIND: &str = "effect-later";
-
-/// Whether this process is of the later version, which has [`LATER_KIND`] and reads arguments of version 2 (they are the
-/// same): `LONGSHORE_EFFECT_LATER` is set.
-fn is_later() -> bool {
-    std::env::var_os("LONGSHORE_EFFECT_LATER").is_some()
-}
 
 /// The kinds this version has.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
-    std::iter::once(KIND).chain(is_later().then_some(LATER_KIND))
+    std::iter::once(KIND).chain(is_later_version().then_some(LATER_KIND))
 }
 
 /// What every process knows of a kind.
 pub(crate) fn spec(name: &'static str) -> KindSpec {
     KindSpec {
         name,
-        args_versions: if is_later() { &[1, 2] } else { &[1] },
+        args_versions: if is_later_version() { &[1, 2] } else { &[1] },
         policy: POLICY,
         hooks: None,
     }

@@ -140,24 +140,24 @@ async fn list(client: &Client, json: bool) -> anyhow::Result<Exit> {
         print_json(&queues);
         return Ok(Exit::Done);
     }
-    print_table(
-        [
-            "NAME",
-            "MODE",
-            "WAITING",
-            "ADMITTED",
-            "RUNNING",
-            "DEAD",
-            "OLDEST",
-            "DONE/MIN",
-            "FAILED/MIN",
-            "WORKERS",
-            "NOTE",
-        ],
-        items(&queues).iter().map(row),
-    );
+    print_table(COLUMNS, items(&queues).iter().map(row));
     Ok(Exit::Done)
 }
+
+/// What stands in a [`row`].
+pub(crate) const COLUMNS: [&str; 11] = [
+    "QUEUE",
+    "MODE",
+    "WAITING",
+    "ADMITTED",
+    "RUNNING",
+    "DEAD",
+    "OLDEST",
+    "DONE/MIN",
+    "FAILED/MIN",
+    "WORKERS",
+    "NOTE",
+];
 
 /// A queue in a row, for the list and `longshore top`.
 pub(crate) fn row(queue: &Value) -> [String; 11] {

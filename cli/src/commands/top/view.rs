@@ -145,19 +145,7 @@ fn parts(snapshot: &Snapshot) -> Vec<Part> {
 
 fn queues_part(queues: &Value) -> Part {
     Part {
-        header: vec![
-            "QUEUE",
-            "MODE",
-            "WAITING",
-            "ADMITTED",
-            "RUNNING",
-            "DEAD",
-            "OLDEST",
-            "DONE/MIN",
-            "FAILED/MIN",
-            "WORKERS",
-            "NOTE",
-        ],
+        header: queues::COLUMNS.to_vec(),
         rows: items(queues)
             .iter()
             .map(|queue| {
