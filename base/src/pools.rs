@@ -145,6 +145,7 @@ impl Pools {
 /// The pools would take a refused connection for one that is late, and wait for it as for any other.
 async fn wait_until_it_answers(options: &PgConnectOptions) -> Result<(), PoolError> {
     let since = Stopwatch::start();
+    let mut answered = None;
     loop {
         let left = STARTING_LIMIT.saturating_sub(since.elapsed());
         let source = match timeout(left, PgConnection::connect_with(options)).await {
@@ -154,9 +155,12 @@ async fn wait_until_it_answers(options: &PgConnectOptions) -> Result<(), PoolErr
                 return Ok(());
             }
             Ok(Err(error)) => error,
+            // The last try may have had too little time; what the one before it was told is the news.
             Err(_) => {
-                return Err(PoolError::Silent {
-                    address: address(options),
+                let address = address(options);
+                return Err(match answered {
+                    Some(source) => Failure::of(&source).report(address, source),
+                    None => PoolError::Silent { address },
                 });
             }
         };
@@ -164,6 +168,7 @@ async fn wait_until_it_answers(options: &PgConnectOptions) -> Result<(), PoolErr
         if since.elapsed() + RETRY_PERIOD > failure.patience() {
             return Err(failure.report(address(options), source));
         }
+        answered = Some(source);
         sleep(RETRY_PERIOD).await;
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use longshore_base::ids::random_uuid;
-use longshore_base::{JobId, WorkspaceId};
-use sqlx::PgPool;
+use longshore_base::{JobId, Timestamp, WorkspaceId};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::control::{Subject, open_controls, split_queue};
@@ -16,7 +16,7 @@ use crate::{ClaimedJob, LedgerError, TraceContext};
 #[derive(Clone, Debug)]
 pub(crate) struct Claimant {
     /// The worker.
-    pub(crate) worker: String,
+    worker: String,
     /// Of this claim alone; the tokens of its jobs are made of it.
     ticket: Uuid,
 }
@@ -59,7 +59,8 @@ pub(crate) async fn claim(
         [_] => "10ms",
         _ => "500ms",
     };
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        ClaimedRow,
         r#"WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', $6, true) AS set)
            UPDATE jobs SET state = 'running', worker = $3, token = md5($5::text || jobs.id::text)::uuid,
                started_at = CASE WHEN crashes < $4 THEN now END, revision = revision + 1
@@ -79,9 +80,78 @@ pub(crate) async fn claim(
     .fetch_all(pool)
     .await
     .map_err(LedgerError::database("claiming jobs"))?;
-    Ok(rows
-        .into_iter()
-        .map(|row| ClaimedJob {
+    Ok(rows.into_iter().map(ClaimedJob::from).collect())
+}
+
+/// Gives jobs that have their slots, and whose rows this transaction has locked, straight to the claimant. `None` when that worker was declared dead:
+/// then the transaction must not be committed.
+pub(crate) async fn give(
+    tx: &mut PgConnection,
+    claimant: &Claimant,
+    ids: &[Uuid],
+) -> Result<Option<Vec<ClaimedJob>>, LedgerError> {
+    let rows = sqlx::query_as!(
+        ClaimedRow,
+        r#"UPDATE jobs SET state = 'running', worker = $2, token = md5($4::text || jobs.id::text)::uuid,
+               dispatch = dispatch + (state = 'scheduled')::integer, republished = 0, queued_at = now, backing_off = false,
+               started_at = CASE WHEN crashes < $3 THEN now END, revision = revision + 1
+           FROM longshore_now() AS now
+           WHERE jobs.id = ANY ($1) AND EXISTS (SELECT 1 FROM workers WHERE name = $2)
+           RETURNING jobs.id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
+               token AS "token!", deadline_at, created_by, checkpoint, trace_context"#,
+        ids,
+        claimant.worker,
+        QUARANTINE_CRASHES,
+        claimant.ticket.to_string(),
+    )
+    .fetch_all(tx)
+    .await
+    .map_err(LedgerError::database("giving jobs to a worker"))?;
+    Ok((rows.len() == ids.len()).then(|| rows.into_iter().map(ClaimedJob::from).collect()))
+}
+
+/// What an earlier try with the same ticket was given, although its answer was lost.
+pub(crate) async fn given(
+    tx: &mut PgConnection,
+    claimant: &Claimant,
+) -> Result<Vec<ClaimedJob>, LedgerError> {
+    let rows = sqlx::query_as!(
+        ClaimedRow,
+        r#"SELECT id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
+               token AS "token!", deadline_at, created_by, checkpoint, trace_context
+           FROM jobs WHERE worker = $1 AND state = 'running' AND token = md5($2::text || id::text)::uuid"#,
+        claimant.worker,
+        claimant.ticket.to_string(),
+    )
+    .fetch_all(tx)
+    .await
+    .map_err(LedgerError::database("looking for what was given"))?;
+    Ok(rows.into_iter().map(ClaimedJob::from).collect())
+}
+
+/// A job's row, as far as a run needs it.
+struct ClaimedRow {
+    id: Uuid,
+    kind: String,
+    queue: String,
+    tenant: String,
+    workspace_id: Option<Uuid>,
+    keys: Vec<String>,
+    args: serde_json::Value,
+    args_version: i16,
+    attempt: i32,
+    max_attempts: i32,
+    crashes: i32,
+    token: Uuid,
+    deadline_at: Timestamp,
+    created_by: String,
+    checkpoint: Option<serde_json::Value>,
+    trace_context: Option<String>,
+}
+
+impl From<ClaimedRow> for ClaimedJob {
+    fn from(row: ClaimedRow) -> Self {
+        Self {
             id: JobId(row.id),
             kind: row.kind,
             queue: row.queue,
@@ -102,8 +172,8 @@ pub(crate) async fn claim(
                 .as_deref()
                 .and_then(TraceContext::parse)
                 .unwrap_or_else(TraceContext::begin),
-        })
-        .collect())
+        }
+    }
 }
 
 /// Says that a claimed job has not started: if its worker dies now, it was not of this job.

@@ -1,4 +1,5 @@
 //! Reads one queue: waits for free permits, takes at most that many hints, claims them in one statement, hands them on.
+//! With many permits, and as long as there is a backlog, it takes jobs from the ledger itself, without hints.
 //!
 //! It never ends its worker, and needs no hint. Each second it claims what has been admitted for a second and was not
 //! claimed, straight from the ledger: that heals a publish that never happened, a failover and `FLUSHALL` alike. While
@@ -11,17 +12,23 @@ use std::time::{Duration, Instant};
 use longshore_base::{failpoint, random};
 use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::Admitter;
+use crate::admission::direct::admit_to;
 use crate::claim::{Claimant, claim, queued};
 use crate::engine::Identity;
 use crate::hints::{Delivered, Hint, HintReader, Hints};
-use crate::run::{Claimed, Claims};
+use crate::run::{Claimed, Claims, InClaim};
 use crate::{ClaimedJob, LedgerError};
 
 /// Hints claimed by one statement.
 const BATCH: usize = 500;
+/// A worker with so many free slots takes what is ready by itself, as long as there is a backlog.
+const MANY: usize = 64;
+/// How long it waits for so many.
+const GATHER: Duration = Duration::from_millis(5);
 /// Pause before a claim that was not answered is repeated.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How often the ledger is read while Redis is away.
@@ -51,10 +58,21 @@ impl QueueReader {
     /// Reads until told to stop; then leaves the consumer group.
     pub(crate) async fn run(mut self) {
         let mut redis_away: Option<Instant> = None;
-        while let Some(permits) = self.free_permits().await {
+        let mut backlog = true;
+        while let Some(mut permits) = self.free_permits().await {
+            if backlog && self.looked.elapsed() <= self.unhinted_after {
+                permits = self.gather(permits).await;
+                if permits.num_permits() >= MANY {
+                    backlog = self.take_ready(permits).await;
+                    continue;
+                }
+                backlog = false;
+                self.admitter.poke(&self.queue);
+            }
             let most = permits.num_permits();
             let delivered = if redis_away.is_some_and(|since| since.elapsed() < LOOK_FOR_REDIS) {
                 self.wait_for_fallback().await;
+                self.looked = Instant::now();
                 self.read_ledger(Duration::ZERO, most).await
             } else if self.looked.elapsed() > self.unhinted_after {
                 // However busy the stream is: what nobody hinted at must not wait for a quiet moment.
@@ -83,7 +101,7 @@ impl QueueReader {
             if self.stop.is_cancelled() || self.identity.is_draining() {
                 self.pass_on(delivered).await;
             } else {
-                self.take(delivered, permits).await;
+                backlog = self.take(delivered, permits).await >= MANY;
             }
         }
         if let Err(error) = self.hints.leave().await {
@@ -101,15 +119,38 @@ impl QueueReader {
                 Arc::clone(&self.permits).acquire_owned().await
             } => permit.ok()?,
         };
-        let mut permits = first;
-        let more = self.permits.available_permits().min(BATCH - 1);
+        Some(self.with_all_free(first))
+    }
+
+    /// Adds what is free now, up to one batch.
+    fn with_all_free(&self, mut permits: OwnedSemaphorePermit) -> OwnedSemaphorePermit {
+        let more = self
+            .permits
+            .available_permits()
+            .min(BATCH.saturating_sub(permits.num_permits()));
         if let Ok(count) = u32::try_from(more)
             && count > 0
             && let Ok(rest) = Arc::clone(&self.permits).try_acquire_many_owned(count)
         {
             permits.merge(rest);
         }
-        Some(permits)
+        permits
+    }
+
+    /// Waits a moment for [`MANY`] permits: where runs are short, they are free at once.
+    async fn gather(&self, mut permits: OwnedSemaphorePermit) -> OwnedSemaphorePermit {
+        let missing = MANY.saturating_sub(permits.num_permits());
+        if let Ok(missing) = u32::try_from(missing)
+            && missing > 0
+            && let Ok(Ok(rest)) = timeout(
+                GATHER,
+                Arc::clone(&self.permits).acquire_many_owned(missing),
+            )
+            .await
+        {
+            permits.merge(rest);
+        }
+        self.with_all_free(permits)
     }
 
     async fn wait_for_fallback(&self) {
@@ -193,7 +234,63 @@ impl QueueReader {
         jobs
     }
 
-    async fn take(&mut self, delivered: Vec<Delivered>, mut permits: OwnedSemaphorePermit) {
+    /// Takes what is ready, for as many permits as there are; `false` when there is nothing more to be had this way.
+    async fn take_ready(&self, permits: OwnedSemaphorePermit) -> bool {
+        let most = permits.num_permits();
+        let in_claim = self.claims.begin().await;
+        let claimant = Claimant::new(self.identity.name());
+        let mut again = false;
+        let taken = loop {
+            match admit_to(&self.pool, &self.queue, &claimant, most, again).await {
+                Ok(taken) => break taken,
+                Err(error) => {
+                    tracing::warn!(
+                        queue = self.queue,
+                        error = &error as &dyn std::error::Error,
+                        "no answer to an admission; asking again"
+                    );
+                    if self.stop.is_cancelled() {
+                        return false;
+                    }
+                    again = true;
+                    tokio::time::sleep(random::jittered(ASK_AGAIN)).await;
+                }
+            }
+        };
+        failpoint::hit("claim.committed").await;
+        metrics::counter!("longshore_jobs_admitted_total", "queue" => self.queue.clone())
+            .increment(taken.jobs.len() as u64);
+        self.hand_on(taken.jobs, permits, &in_claim).await;
+        taken.more
+    }
+
+    /// Hands claimed jobs on to be run.
+    async fn hand_on(
+        &self,
+        jobs: Vec<ClaimedJob>,
+        mut permits: OwnedSemaphorePermit,
+        in_claim: &InClaim,
+    ) {
+        metrics::counter!("longshore_jobs_claimed_total", "queue" => self.queue.clone())
+            .increment(jobs.len() as u64);
+        for job in jobs {
+            let Some(permit) = permits.split(1) else {
+                return;
+            };
+            let claimed = Claimed {
+                job,
+                permit,
+                claim: in_claim.clone(),
+            };
+            // Nobody dispatches any more: this process ends, and the reaper finds the jobs.
+            if self.claimed.send(claimed).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Claims what was hinted at; answers how many jobs that were.
+    async fn take(&mut self, delivered: Vec<Delivered>, permits: OwnedSemaphorePermit) -> usize {
         let hints: Vec<Hint> = delivered
             .iter()
             .filter_map(|delivered| delivered.hint)
@@ -216,27 +313,12 @@ impl QueueReader {
         if stale > 0 {
             metrics::counter!("longshore_hints_stale_total").increment(stale as u64);
         }
-        metrics::counter!("longshore_jobs_claimed_total", "queue" => self.queue.clone())
-            .increment(jobs.len() as u64);
-        for job in jobs {
-            let Some(permit) = permits.split(1) else {
-                break;
-            };
-            if self
-                .claimed
-                .send(Claimed {
-                    job,
-                    permit,
-                    claim: in_claim.clone(),
-                })
-                .await
-                .is_err()
-            {
-                return;
-            }
+        let claimed = jobs.len();
+        self.hand_on(jobs, permits, &in_claim).await;
+        if claimed < MANY {
+            // Else this worker looks for more itself.
+            self.admitter.poke(&self.queue);
         }
-        drop(permits);
-        self.admitter.poke(&self.queue);
         let entries: Vec<Delivered> = delivered
             .into_iter()
             .filter(|delivered| !delivered.entry.is_empty())
@@ -246,5 +328,6 @@ impl QueueReader {
         {
             tracing::debug!(queue = self.queue, %error, "hints not acknowledged; they will find nothing to claim");
         }
+        claimed
     }
 }

@@ -244,18 +244,28 @@ impl RunnerInner {
     /// While it waits it has not started, so the death of the worker is not put down to it.
     async fn turn(&self, context: &RunContext, claim: InClaim) -> Option<(Turn<'_>, InClaim)> {
         let job = &context.job;
-        if job.crashes < QUARANTINE_CRASHES {
-            if let Ok(among) = self.quarantine.try_read() {
-                return Some((Turn::Among(among), claim));
-            }
-            if let Err(error) = record_waiting(&self.pool, job).await {
-                tracing::warn!(
-                    job.id = %job.id, error = &error as &dyn std::error::Error, "cannot let a job wait for one in quarantine"
-                );
-                return None;
-            }
-        } else {
+        if job.crashes < QUARANTINE_CRASHES
+            && let Ok(among) = self.quarantine.try_read()
+        {
+            return Some((Turn::Among(among), claim));
+        }
+        // Rare and large; as a part of each run's future it would be moved along with each.
+        Box::pin(self.turn_after_wait(context, claim)).await
+    }
+
+    async fn turn_after_wait(
+        &self,
+        context: &RunContext,
+        claim: InClaim,
+    ) -> Option<(Turn<'_>, InClaim)> {
+        let job = &context.job;
+        if job.crashes >= QUARANTINE_CRASHES {
             tracing::warn!(job.id = %job.id, job.kind = job.kind, crashes = job.crashes, "in quarantine: it runs alone");
+        } else if let Err(error) = record_waiting(&self.pool, job).await {
+            tracing::warn!(
+                job.id = %job.id, error = &error as &dyn std::error::Error, "cannot let a job wait for one in quarantine"
+            );
+            return None;
         }
         // Changes of controls must not wait for it as long as it waits; so it looks at them again afterwards.
         drop(claim);

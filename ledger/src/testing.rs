@@ -12,6 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::direct::admit_to;
 use crate::admission::{Admitter, admit};
 use crate::beat::{Registration, register};
 use crate::claim::{Claimant, claim, claim_again, record_waiting};
@@ -109,6 +110,28 @@ impl Steps {
             })
             .collect();
         claim(&self.pool, &Claimant::new(worker.to_owned()), &hints).await
+    }
+
+    /// A worker with `most` free slots takes what is ready by itself. With `lost_answer` it does not hear what it was
+    /// given, and asks again.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn take(
+        &self,
+        worker: &str,
+        queue: &str,
+        most: usize,
+        lost_answer: bool,
+    ) -> Result<Vec<ClaimedJob>, LedgerError> {
+        let claimant = Claimant::new(worker.to_owned());
+        let taken = admit_to(&self.pool, queue, &claimant, most, false).await?;
+        if !lost_answer {
+            return Ok(taken.jobs);
+        }
+        drop(taken);
+        let again = admit_to(&self.pool, queue, &claimant, most, true).await?;
+        Ok(again.jobs)
     }
 
     /// A claimed job has to wait for one in quarantine.

@@ -50,6 +50,23 @@ async fn jobs_whose_claim_was_committed_run_although_its_answer_was_lost() {
 }
 
 #[tokio::test]
+async fn a_worker_with_many_free_slots_takes_a_backlog_by_itself() {
+    let mut rig = Rig::with_slots(Behaviour::Gate, 300).await;
+    rig.stop(Duration::from_secs(5)).await;
+    let keys: Vec<String> = (0..200).map(|number| number.to_string()).collect();
+    rig.enqueue_many(&keys).await;
+    rig.start_again().await;
+    until("all to run", || async { rig.runs() == 200 }).await;
+    // What is admitted, hinted at and claimed later has two times.
+    let in_one_step =
+        "SELECT count(*) FROM jobs WHERE state = 'running' AND queued_at = started_at";
+    assert_eq!(rig.count(in_one_step).await, 200);
+    rig.open_gate();
+    until("all to succeed", || async { rig.succeeded().await == 200 }).await;
+    assert!(rig.slots().await.is_empty());
+}
+
+#[tokio::test]
 async fn a_row_that_somebody_keeps_locked_keeps_no_other_job_waiting() {
     let rig = Rig::with_slots(Behaviour::Gate, 2).await;
     let ids = rig

@@ -16,7 +16,6 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::LedgerError;
-use crate::hints::Hint;
 
 /// Tenants weighed in one pass. Where there are more, a pass begins at a random one.
 const TENANTS: i64 = 256;
@@ -49,18 +48,14 @@ impl Chosen {
         &self,
         tx: &mut PgConnection,
         queue: &str,
-        admitted: &[Hint],
+        admitted: &[Uuid],
     ) -> Result<(), LedgerError> {
         if admitted.is_empty() {
             return Ok(());
         }
         let mut tags: HashMap<&str, f64> = HashMap::new();
         let mut clock = 0.0_f64;
-        for job in self
-            .jobs
-            .iter()
-            .filter(|job| admitted.iter().any(|hint| hint.job_id.0 == job.id))
-        {
+        for job in self.jobs.iter().filter(|job| admitted.contains(&job.id)) {
             let tag = tags.entry(&job.tenant).or_default();
             *tag = tag.max(job.start + f64::from(job.weight).recip());
             clock = clock.max(job.start);

@@ -1,26 +1,29 @@
-//! Admission: the only way from scheduled to queued.
+//! Admission: the only way out of scheduled, to queued or ([`direct`]) to a worker that has room for many.
 //!
 //! One transaction under the queue's advisory lock chooses eligible jobs, takes their slots (all or none), marks them
 //! queued and raises their dispatch number; hints go out after the commit. Everything that makes a job eligible or
 //! makes room pokes the [`Admitter`], which runs one pass at a time per queue and process and folds pokes together.
-//! Modes, holds and limits close or narrow the room; [`fairness`] chooses whose jobs fill it.
+//! Modes, holds and limits close or narrow the room; [`pick`] fills it, with jobs that [`fairness`] chooses.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use longshore_base::{JobId, failpoint};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(crate) mod direct;
 pub(crate) mod fairness;
+mod pick;
 
 use crate::LedgerError;
-use crate::control::{room_by_limits, spend, split_queue};
+use crate::control::split_queue;
 use crate::hints::{Hint, Hints};
 use crate::job::Wait;
+use pick::pick;
 
 /// Jobs that come due in one pass.
 const DUE_BATCH: i64 = 1000;
@@ -196,6 +199,24 @@ impl Room {
 
 /// One admission pass over one queue.
 pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerError> {
+    let (mut tx, room) = open(pool, queue).await?;
+    let picked = pick(&mut tx, queue, room.size(), &room).await?;
+    let admitted = mark_queued(&mut tx, &picked.ids).await?;
+    tx.commit()
+        .await
+        .map_err(LedgerError::database("committing an admission"))?;
+    Ok(Pass {
+        more: picked.more && !room.limited && (admitted.len() as i64) < room.window - room.queued,
+        limited: room.limited,
+        admitted,
+    })
+}
+
+/// Begins a pass: under the queue's lock, with what has come due taken up.
+async fn open(
+    pool: &PgPool,
+    queue: &str,
+) -> Result<(Transaction<'static, Postgres>, Room), LedgerError> {
     let (kind, place) = split_queue(queue);
     let mut tx = pool
         .begin()
@@ -246,186 +267,34 @@ pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerErro
     if room.due {
         take_what_is_due(&mut tx, queue).await?;
     }
-    let mut size = room.size();
-    if size > 0
-        && room.limited
-        && let Some(most) = room_by_limits(&mut tx, kind).await?
-    {
-        size = size.min(most);
+    Ok((tx, room))
+}
+
+/// Says of jobs that have their slots that they wait for a worker; answers the hints, in the same order.
+async fn mark_queued(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Hint>, LedgerError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
     }
-    let mut pass = Pass {
-        admitted: Vec::new(),
-        more: false,
-        limited: room.limited,
-    };
-    if size > 0 {
-        let (picked, may_be_more) = fill(&mut tx, queue, size, &room).await?;
-        if room.limited {
-            spend(&mut tx, kind, picked.admitted.len()).await?;
-        }
-        pass.more = may_be_more
-            && !room.limited
-            && (picked.admitted.len() as i64) < room.window - room.queued;
-        if !picked.blocked.is_empty() {
-            park_blocked(&mut tx, &picked.blocked).await?;
-        }
-        pass.admitted = picked.admitted;
-    }
-    tx.commit()
-        .await
-        .map_err(LedgerError::database("committing an admission"))?;
-    Ok(pass)
-}
-
-struct Picked {
-    admitted: Vec<Hint>,
-    /// Jobs that did not get all their slots.
-    blocked: Vec<Uuid>,
-}
-
-/// Admits at most `size` ready jobs; answers also whether there may be more at once.
-async fn fill(
-    tx: &mut PgConnection,
-    queue: &str,
-    size: i64,
-    room: &Room,
-) -> Result<(Picked, bool), LedgerError> {
-    let nobody = Picked {
-        admitted: Vec::new(),
-        blocked: Vec::new(),
-    };
-    match &room.tenant {
-        // What is due was not ready when the tenants were looked at.
-        _ if room.others || room.due => {
-            let held = (
-                room.held_tenants.as_slice(),
-                room.held_workspaces.as_slice(),
-            );
-            let chosen = fairness::choose(tx, queue, size, held).await?;
-            let picked = take(tx, Take::These(&chosen.ids())).await?;
-            chosen.count(tx, queue, &picked.admitted).await?;
-            Ok((picked, chosen.len() > 0))
-        }
-        None => Ok((nobody, false)),
-        Some(only) if room.held_tenants.contains(only) => Ok((nobody, false)),
-        Some(only) => {
-            let first = Take::First {
-                queue,
-                tenant: only,
-                size,
-                held_workspaces: &room.held_workspaces,
-            };
-            let picked = take(tx, first).await?;
-            let seen = picked.admitted.len() + picked.blocked.len();
-            Ok((picked, seen as i64 == size))
-        }
-    }
-}
-
-/// Which jobs to take.
-#[derive(Clone, Copy)]
-enum Take<'a> {
-    /// Chosen ones, in this order.
-    These(&'a [Uuid]),
-    /// The first ones of the only tenant there is.
-    First {
-        queue: &'a str,
-        tenant: &'a str,
-        size: i64,
-        held_workspaces: &'a [Uuid],
-    },
-}
-
-/// Gives jobs their slots, and admits those that got all of theirs.
-///
-/// Of several that want the same key only the first one reaches for any of its keys. Did each take what it gets, two with
-/// the same two keys could end with one each, and would again in every later pass.
-async fn take(tx: &mut PgConnection, which: Take<'_>) -> Result<Picked, LedgerError> {
-    let (ids, queue, tenant, size, held) = match which {
-        Take::These(ids) => (Some(ids), "", "", 0, &[][..]),
-        Take::First {
-            queue,
-            tenant,
-            size,
-            held_workspaces,
-        } => (None, queue, tenant, size, held_workspaces),
-    };
     let rows = sqlx::query!(
-        r#"WITH picked AS (
-               SELECT id, keys, priority, seq FROM jobs
-               WHERE id = ANY (coalesce($1, ARRAY(
-                   SELECT id FROM jobs WHERE queue = $2 AND state = 'scheduled' AND wait = 'ready' AND tenant = $3
-                     AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
-                   ORDER BY priority, seq LIMIT $4
-               ))) AND state = 'scheduled' AND wait = 'ready'
-               ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-           ), wanted AS (
-               SELECT id, key, row_number() OVER (PARTITION BY key ORDER BY array_position($1, id), priority, seq) AS place
-               FROM picked, unnest(keys) AS key
-           ), taken AS (
-               INSERT INTO job_slots (key, job_id)
-               SELECT key, id FROM wanted WHERE id NOT IN (SELECT id FROM wanted WHERE place > 1) ORDER BY key
-               ON CONFLICT DO NOTHING RETURNING job_id
-           ), slots AS (
-               SELECT job_id, count(*) AS held FROM taken GROUP BY job_id
-           ), admitted AS (
-               UPDATE jobs SET state = 'queued', dispatch = dispatch + 1, republished = 0, queued_at = now,
-                   backing_off = false, revision = revision + 1
-               FROM longshore_now() AS now
-               WHERE id = ANY (ARRAY(
-                   SELECT picked.id FROM picked LEFT JOIN slots ON slots.job_id = picked.id
-                   WHERE coalesce(slots.held, 0) = cardinality(picked.keys)
-               ))
-               RETURNING jobs.id, jobs.dispatch
-           )
-           SELECT picked.id AS "id!", admitted.dispatch AS "dispatch?" FROM picked LEFT JOIN admitted ON admitted.id = picked.id
-           ORDER BY array_position($1, picked.id), picked.priority, picked.seq"#,
+        "UPDATE jobs SET state = 'queued', dispatch = dispatch + 1, republished = 0, queued_at = now,
+             backing_off = false, revision = revision + 1
+         FROM longshore_now() AS now WHERE id = ANY ($1) RETURNING jobs.id, jobs.dispatch",
         ids,
-        queue,
-        tenant,
-        size,
-        held,
     )
     .fetch_all(&mut *tx)
     .await
     .map_err(LedgerError::database("admitting jobs"))?;
-    // In the order they were chosen: readers take hints in the order of the stream.
-    let mut picked = Picked {
-        admitted: Vec::with_capacity(rows.len()),
-        blocked: Vec::new(),
-    };
-    for row in rows {
-        match row.dispatch {
-            Some(dispatch) => picked.admitted.push(Hint {
-                job_id: JobId(row.id),
-                dispatch,
-            }),
-            None => picked.blocked.push(row.id),
-        }
-    }
-    Ok(picked)
-}
-
-/// Takes back the slots of jobs that did not get all of theirs, and lets those wait for their keys whose holder is still
-/// there. The lock on the holder's slot makes its end come after our commit, where it will find the waiter.
-async fn park_blocked(tx: &mut PgConnection, blocked: &[Uuid]) -> Result<(), LedgerError> {
-    sqlx::query!("DELETE FROM job_slots WHERE job_id = ANY($1)", blocked)
-        .execute(&mut *tx)
-        .await
-        .map_err(LedgerError::database("returning slots"))?;
-    sqlx::query!(
-        r#"WITH held AS (
-               SELECT key FROM job_slots WHERE key IN (SELECT unnest(keys) FROM jobs WHERE id = ANY($1)) FOR KEY SHARE
-           )
-           UPDATE jobs SET wait = $2, revision = revision + 1
-           WHERE id = ANY($1) AND EXISTS (SELECT 1 FROM held WHERE held.key = ANY(jobs.keys))"#,
-        blocked,
-        Wait::Key as Wait,
-    )
-    .execute(&mut *tx)
-    .await
-    .map_err(LedgerError::database("parking jobs behind their keys"))?;
-    Ok(())
+    let dispatches: HashMap<Uuid, i32> =
+        rows.into_iter().map(|row| (row.id, row.dispatch)).collect();
+    Ok(ids
+        .iter()
+        .filter_map(|id| {
+            Some(Hint {
+                job_id: JobId(*id),
+                dispatch: *dispatches.get(id)?,
+            })
+        })
+        .collect())
 }
 
 /// What has come due joins the queue, behind whoever is before it on its keys.

@@ -107,7 +107,15 @@ impl Model {
 
     /// Judges an admission: these jobs of a queue, with these dispatch numbers.
     pub(crate) fn admit(&mut self, queue: Kind, chosen: &[(JobNo, i32)]) -> Result<(), String> {
-        let room = self.room(queue);
+        self.admit_within(self.room(queue), queue, chosen)
+    }
+
+    fn admit_within(
+        &mut self,
+        room: usize,
+        queue: Kind,
+        chosen: &[(JobNo, i32)],
+    ) -> Result<(), String> {
         if chosen.len() > room {
             return Err(format!("{} admitted where {room} had room", chosen.len()));
         }
@@ -179,6 +187,51 @@ impl Model {
             });
         }
         hinted.into_iter().collect()
+    }
+
+    /// Judges what a worker with free slots for `most` took, in the order of their numbers.
+    pub(crate) fn take(
+        &mut self,
+        worker: usize,
+        queue: Kind,
+        most: usize,
+        taken: &[JobNo],
+    ) -> Result<(), String> {
+        let is_admitted = |no: &JobNo| self.jobs[*no].place == Place::Admitted;
+        let (admitted, fresh): (Vec<JobNo>, Vec<JobNo>) =
+            taken.iter().partition(|no| is_admitted(no));
+        if taken.len() > most {
+            return Err(format!(
+                "{} taken by a worker with {most} slots",
+                taken.len()
+            ));
+        }
+        let left = (0..self.jobs.len()).find(|no| {
+            self.jobs[*no].request.kind == queue && is_admitted(no) && !admitted.contains(no)
+        });
+        if let Some(left) = left
+            && (taken.len() < most || !fresh.is_empty())
+        {
+            return Err(format!(
+                "job {left} was admitted before, and is passed over"
+            ));
+        }
+        let chosen: Vec<(JobNo, i32)> = fresh
+            .iter()
+            .map(|no| (*no, self.jobs[*no].dispatch + 1))
+            .collect();
+        self.admit_within(most - admitted.len(), queue, &chosen)?;
+        let hints: Vec<(JobNo, i32)> = taken
+            .iter()
+            .map(|no| (*no, self.jobs[*no].dispatch))
+            .collect();
+        if self.claim(worker, &hints) == taken {
+            Ok(())
+        } else {
+            Err(format!(
+                "{taken:?} were taken, and not all of them were to be had"
+            ))
+        }
     }
 
     /// Whether a run still owns its job.

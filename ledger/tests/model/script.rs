@@ -46,6 +46,8 @@ pub(crate) enum Step {
     AdmitAll,
     /// One of the two workers takes hints.
     Claim(usize, Vec<Pick>),
+    /// One of the two workers, with free slots for so many, takes what is ready; it may not hear the answer at once.
+    Take(usize, Kind, usize, bool),
     WaitForTurn(Pick),
     BeginAfterWait(Pick),
     /// A run writes.
@@ -84,6 +86,8 @@ impl ReferenceStateMachine for Script {
             2 => select(&Kind::ALL[..]).prop_map(Step::Admit),
             8 => Just(Step::AdmitAll),
             10 => (0_usize..2, prop::collection::vec(pick(), 1..5)).prop_map(|(worker, hints)| Step::Claim(worker, hints)),
+            4 => (0_usize..2, select(&Kind::ALL[..]), 1_usize..5, prop::bool::weighted(0.3))
+                .prop_map(|(worker, queue, most, lost_answer)| Step::Take(worker, queue, most, lost_answer)),
             1 => pick().prop_map(Step::WaitForTurn),
             2 => pick().prop_map(Step::BeginAfterWait),
             2 => pick().prop_map(Step::Write),

@@ -103,6 +103,10 @@ impl<'a> Story<'a> {
                 self.admit_all().await?;
             }
             Step::Claim(place, picks) => self.claim(*place, picks).await?,
+            Step::Take(place, queue, most, lost_answer) => {
+                self.take_ready(self.workers[*place], *queue, (*most, *lost_answer))
+                    .await?;
+            }
             Step::WaitForTurn(pick) => {
                 if let Some(run) = self.pick_run(*pick) {
                     self.tell(format!("run {run} waits for its turn"));
@@ -249,6 +253,33 @@ impl<'a> Story<'a> {
         claimed.sort_by_key(|job| self.number(job.id));
         let got: Vec<JobNo> = claimed.iter().map(|job| self.number(job.id)).collect();
         same("what is claimed", got, self.model.claim(worker, hints))?;
+        self.keep(claimed)
+    }
+
+    async fn take_ready(
+        &mut self,
+        worker: usize,
+        queue: Kind,
+        (most, lost_answer): (usize, bool),
+    ) -> Result<(), String> {
+        let mut taken = self
+            .steps
+            .take(&worker_name(worker), queue.queue(), most, lost_answer)
+            .await
+            .unwrap();
+        taken.sort_by_key(|job| self.number(job.id));
+        let got: Vec<JobNo> = taken.iter().map(|job| self.number(job.id)).collect();
+        self.tell(format!(
+            "{} takes up to {most} of {}, lost answer {lost_answer}: {got:?}",
+            worker_name(worker),
+            queue.name()
+        ));
+        self.model.take(worker, queue, most, &got)?;
+        self.keep(taken)
+    }
+
+    /// What runs were given, in the order of the jobs' numbers.
+    fn keep(&mut self, claimed: Vec<ClaimedJob>) -> Result<(), String> {
         for job in &claimed {
             let own = &self.model.jobs[self.number(job.id)];
             let checkpoint = own.checkpoint.map(|run| serde_json::json!([run]));
