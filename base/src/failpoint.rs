@@ -29,7 +29,7 @@ pub const POINTS: &[&str] = &[
 pub async fn hit(_name: &'static str) {}
 
 #[cfg(feature = "failpoints")]
-pub use enabled::{hit, is_later_version};
+pub use enabled::{effect_slots, hit, is_later_version};
 
 #[cfg(feature = "failpoints")]
 mod enabled {
@@ -101,6 +101,18 @@ mod enabled {
     #[must_use]
     pub fn is_later_version() -> bool {
         std::env::var_os("LONGSHORE_EFFECT_LATER").is_some()
+    }
+
+    /// How many `effect` jobs this process runs at once, where it does not say.
+    const EFFECT_SLOTS: usize = 8;
+
+    /// How many `effect` jobs this process runs at once.
+    #[must_use]
+    pub fn effect_slots() -> usize {
+        std::env::var("LONGSHORE_EFFECT_SLOTS")
+            .ok()
+            .and_then(|slots| slots.parse().ok())
+            .unwrap_or(EFFECT_SLOTS)
     }
 
     /// Passes a named point; see the module.
