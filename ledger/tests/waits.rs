@@ -1,4 +1,4 @@
-//! Who waits longest, as the metric tells it.
+//! Who waits, as the metric and the list of workers tell it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use longshore_base::schema;
 use longshore_base::testing::TestDatabase;
+use longshore_ledger::control::workers;
 use longshore_ledger::inspect::longest_waits;
 use longshore_ledger::testing::Steps;
 use longshore_ledger::{Backoff, Jitter, KindSpec, Kinds, NewJob, Policy, enqueue};
@@ -123,4 +124,19 @@ async fn a_tenant_waits_since_its_oldest_job_that_could_run_and_until_that_is_cl
     assert_eq!(hints.len(), 1);
     steps.claim("v", &hints).await.unwrap();
     assert_eq!(waits(&database).await, []);
+}
+
+#[tokio::test]
+async fn a_claimed_job_that_waits_for_one_in_quarantine_is_listed_with_its_worker() {
+    let database = TestDatabase::create(&schema::MIGRATOR).await;
+    let steps = steps(&database);
+    add(&database, QUEUE, "a", |_| {}).await;
+    steps.register("w", &[QUEUE], [0, 1]).await.unwrap();
+    let hints = steps.admit(QUEUE).await.unwrap();
+    let claimed = steps.claim("w", &hints).await.unwrap();
+    steps.wait_for_turn(&claimed[0]).await.unwrap();
+    let mut conn = database.pool().acquire().await.unwrap();
+    let workers = workers(&mut conn).await.unwrap();
+    let runs: Vec<_> = workers[0].running.iter().map(|run| run.job_id).collect();
+    assert_eq!(runs, [claimed[0].id]);
 }

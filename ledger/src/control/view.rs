@@ -112,7 +112,7 @@ pub struct WorkerRun {
     pub kind: String,
     /// The workspace it is about.
     pub workspace_id: Option<WorkspaceId>,
-    /// Since when.
+    /// Since when; for one that waits for its turn in quarantine, since it was admitted.
     pub since: Timestamp,
 }
 
@@ -332,8 +332,8 @@ async fn find_workers(
     .await
     .map_err(LedgerError::database("reading workers"))?;
     let runs = sqlx::query!(
-        r#"SELECT worker AS "worker!", id, kind, workspace_id, started_at AS "since!" FROM jobs
-           WHERE state = 'running' AND ($1::text IS NULL OR worker = $1) ORDER BY started_at, id"#,
+        r#"SELECT worker AS "worker!", id, kind, workspace_id, coalesce(started_at, queued_at, created_at) AS "since!" FROM jobs
+           WHERE state = 'running' AND ($1::text IS NULL OR worker = $1) ORDER BY 5, id"#,
         name
     )
     .fetch_all(conn)
