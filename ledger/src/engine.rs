@@ -23,7 +23,7 @@ use crate::control::max_per_worker;
 use crate::finish::{self, finish_runs};
 use crate::hints::Hints;
 use crate::maintenance::{end_overdue, wake_forgotten};
-use crate::reader::QueueReader;
+use crate::reader::{QueueReader, many};
 use crate::reaper::Reaper;
 use crate::run::{Claimed, Claims, Runner, Stopped};
 use crate::slots::Slots;
@@ -345,6 +345,7 @@ impl Engine {
                 pool: self.shared.pools.control.clone(),
                 identity: self.shared.identity.clone(),
                 permits,
+                many: many(self.shared.slots.of(kind)),
                 publisher: self.hints.clone(),
                 claimed: self.claimed.clone(),
                 claims: self.shared.claims.clone(),

@@ -6,6 +6,7 @@
 //! Redis is away it reads the ledger every half second: slower, not stopped. It looks for Redis only now and then
 //! meanwhile, since one that hangs answers each look with a timeout of seconds.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,8 +26,9 @@ use crate::{ClaimedJob, LedgerError};
 
 /// Hints claimed by one statement.
 const BATCH: usize = 500;
-/// A worker with so many free slots takes what is ready by itself, as long as there is a backlog.
-const MANY: usize = 64;
+/// A worker takes what is ready by itself, as long as there is a backlog, with half of its slots free, where that is in
+/// this range. With fewer, what one pass takes would go before a newcomer that should be among the next starts.
+const MANY: RangeInclusive<usize> = 16..=64;
 /// How long it waits for so many.
 const GATHER: Duration = Duration::from_millis(5);
 /// Pause before a claim that was not answered is repeated.
@@ -44,6 +46,8 @@ pub(crate) struct QueueReader {
     pub(crate) publisher: Hints,
     pub(crate) identity: Identity,
     pub(crate) permits: Arc<Semaphore>,
+    /// Free permits, or jobs found at once, that are many: see [`many`].
+    pub(crate) many: usize,
     pub(crate) claimed: mpsc::Sender<Claimed>,
     pub(crate) claims: Claims,
     pub(crate) admitter: Admitter,
@@ -54,6 +58,11 @@ pub(crate) struct QueueReader {
     pub(crate) stop: CancellationToken,
 }
 
+/// How many are many to a worker with these slots.
+pub(crate) fn many(slots: usize) -> usize {
+    (slots / 2).clamp(*MANY.start(), *MANY.end())
+}
+
 impl QueueReader {
     /// Reads until told to stop; then leaves the consumer group.
     pub(crate) async fn run(mut self) {
@@ -62,7 +71,7 @@ impl QueueReader {
         while let Some(mut permits) = self.free_permits().await {
             if backlog && self.looked.elapsed() <= self.unhinted_after {
                 permits = self.gather(permits).await;
-                if permits.num_permits() >= MANY {
+                if permits.num_permits() >= self.many {
                     backlog = self.take_ready(permits).await;
                     continue;
                 }
@@ -101,7 +110,7 @@ impl QueueReader {
             if self.stop.is_cancelled() || self.identity.is_draining() {
                 self.pass_on(delivered).await;
             } else {
-                backlog = self.take(delivered, permits).await >= MANY;
+                backlog = self.take(delivered, permits).await >= self.many;
             }
         }
         if let Err(error) = self.hints.leave().await {
@@ -137,9 +146,9 @@ impl QueueReader {
         permits
     }
 
-    /// Waits a moment for [`MANY`] permits: where runs are short, they are free at once.
+    /// Waits a moment for many permits: where runs are short, they are free at once.
     async fn gather(&self, mut permits: OwnedSemaphorePermit) -> OwnedSemaphorePermit {
-        let missing = MANY.saturating_sub(permits.num_permits());
+        let missing = self.many.saturating_sub(permits.num_permits());
         if let Ok(missing) = u32::try_from(missing)
             && missing > 0
             && let Ok(Ok(rest)) = timeout(
@@ -315,7 +324,7 @@ impl QueueReader {
         }
         let claimed = jobs.len();
         self.hand_on(jobs, permits, &in_claim).await;
-        if claimed < MANY {
+        if claimed < self.many {
             // Else this worker looks for more itself.
             self.admitter.poke(&self.queue);
         }

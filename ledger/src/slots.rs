@@ -60,6 +60,11 @@ impl Slots {
         self.0.get(kind).map(|slots| Arc::clone(&slots.permits))
     }
 
+    /// How many runs of a kind its policy allows at once; none of a kind this worker does not run.
+    pub(crate) fn of(&self, kind: &str) -> usize {
+        self.0.get(kind).map_or(0, |slots| slots.allowed)
+    }
+
     /// The kinds this worker runs.
     pub(crate) fn kinds<'a>(&'a self, kinds: &'a Kinds) -> impl Iterator<Item = &'a KindSpec> {
         kinds.iter().filter(|kind| self.0.contains_key(kind.name))

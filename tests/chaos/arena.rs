@@ -258,7 +258,7 @@ impl Arena {
         match who {
             // Every other one has room for a backlog, and takes it by itself.
             Who::Worker(nth) if nth % 2 == 1 => {
-                command.arg("worker").env("LONGSHORE_EFFECT_SLOTS", "128")
+                command.arg("worker").env("LONGSHORE_EFFECT_SLOTS", "32")
             }
             Who::Worker(_) => command.arg("worker"),
             Who::Api => command
