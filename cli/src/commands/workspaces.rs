@@ -38,6 +38,7 @@ enum WorkspacesCommand {
     /// List all workspaces.
     List,
     /// Show one workspace.
+    #[command(visible_alias = "show")]
     Get {
         /// The workspace's id.
         id: String,

@@ -38,6 +38,7 @@ enum JobsCommand {
     /// List jobs, newest first.
     List(ListArgs),
     /// Show one job with its errors.
+    #[command(visible_alias = "show")]
     Get {
         /// The job's id.
         id: String,
