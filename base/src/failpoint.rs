@@ -28,8 +28,16 @@ pub const POINTS: &[&str] = &[
 #[inline]
 pub async fn hit(_name: &'static str) {}
 
+/// A number a test may change through the environment, where the feature is on.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+#[must_use]
+pub const fn number(_variable: &'static str, value: usize) -> usize {
+    value
+}
+
 #[cfg(feature = "failpoints")]
-pub use enabled::{effect_slots, hit, is_later_version};
+pub use enabled::{hit, is_later_version, number};
 
 #[cfg(feature = "failpoints")]
 mod enabled {
@@ -103,16 +111,11 @@ mod enabled {
         std::env::var_os("LONGSHORE_EFFECT_LATER").is_some()
     }
 
-    /// How many `effect` jobs this process runs at once, where it does not say.
-    const EFFECT_SLOTS: usize = 8;
-
-    /// How many `effect` jobs this process runs at once.
+    /// A number a test may change through the environment: what this variable says, else the value.
     #[must_use]
-    pub fn effect_slots() -> usize {
-        std::env::var("LONGSHORE_EFFECT_SLOTS")
-            .ok()
-            .and_then(|slots| slots.parse().ok())
-            .unwrap_or(EFFECT_SLOTS)
+    pub fn number(variable: &'static str, value: usize) -> usize {
+        let said = std::env::var(variable).ok();
+        said.and_then(|said| said.parse().ok()).unwrap_or(value)
     }
 
     /// Passes a named point; see the module.

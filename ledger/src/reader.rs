@@ -60,7 +60,8 @@ pub(crate) struct QueueReader {
 
 /// How many are many to a worker with these slots.
 pub(crate) fn many(slots: usize) -> usize {
-    (slots / 2).clamp(*MANY.start(), *MANY.end())
+    let least = failpoint::number("LONGSHORE_MANY", *MANY.start());
+    (slots / 2).clamp(least, *MANY.end())
 }
 
 impl QueueReader {

@@ -256,10 +256,8 @@ impl Arena {
         let started = self.started;
         let mut command = longshore();
         match who {
-            // Every other one has room for a backlog, and takes it by itself.
-            Who::Worker(nth) if nth % 2 == 1 => {
-                command.arg("worker").env("LONGSHORE_EFFECT_SLOTS", "32")
-            }
+            // To every other one few are many, so it takes backlogs by itself.
+            Who::Worker(nth) if nth % 2 == 1 => command.arg("worker").env("LONGSHORE_MANY", "2"),
             Who::Worker(_) => command.arg("worker"),
             Who::Api => command
                 .arg("api")

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_base::failpoint::{effect_slots, is_later_version};
+use longshore_base::failpoint::is_later_version;
 use longshore_ledger::{
     Backoff, Executor, Fenced, Jitter, JobError, KindSpec, Policy, RunContext, Verdict,
 };
@@ -21,19 +21,17 @@ pub const KIND: &str = "effect";
 /// Its queues are these places', so that jobs of one key can come through two queues.
 pub const PLACES: &[&str] = &["left", "right"];
 
-fn policy() -> Policy {
-    Policy {
-        max_attempts: 4,
-        backoff: Backoff {
-            base: Duration::from_millis(200),
-            cap: Duration::from_secs(1),
-            jitter: Jitter::Full,
-        },
-        timeout: Duration::from_secs(60),
-        deadline: Duration::from_secs(24 * 3600),
-        concurrency: effect_slots(),
-    }
-}
+const POLICY: Policy = Policy {
+    max_attempts: 4,
+    backoff: Backoff {
+        base: Duration::from_millis(200),
+        cap: Duration::from_secs(1),
+        jitter: Jitter::Full,
+    },
+    timeout: Duration::from_secs(60),
+    deadline: Duration::from_secs(24 * 3600),
+    concurrency: 8,
+};
 
 /// What is to be done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,7 +75,7 @@ pub(crate) fn spec(name: &'static str) -> KindSpec {
     KindSpec {
         name,
         args_versions: if is_later_version() { &[1, 2] } else { &[1] },
-        policy: policy(),
+        policy: POLICY,
         hooks: None,
     }
 }
