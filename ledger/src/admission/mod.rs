@@ -3,7 +3,7 @@
 //! One transaction under the queue's advisory lock chooses eligible jobs, takes their slots (all or none), marks them
 //! queued and raises their dispatch number; hints go out after the commit. Everything that makes a job eligible or
 //! makes room pokes the [`Admitter`], which runs one pass at a time per queue and process and folds pokes together.
-//! Modes, holds and limits close or narrow the room; [`pick`] fills it, with jobs that [`fairness`] chooses.
+//! Modes, holds and limits close or narrow the room; [`mod@pick`] fills it, with jobs that [`fairness`] chooses.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
