@@ -83,8 +83,8 @@ pub(crate) async fn claim(
     Ok(rows.into_iter().map(ClaimedJob::from).collect())
 }
 
-/// Gives jobs that have their slots, and whose rows this transaction has locked, straight to the claimant. `None` when that worker was declared dead:
-/// then the transaction must not be committed.
+/// Gives jobs that have their slots, and whose rows this transaction has locked, straight to the claimant. `None` when that worker was declared
+/// dead or takes no more: then the transaction must not be committed.
 pub(crate) async fn give(
     tx: &mut PgConnection,
     claimant: &Claimant,
@@ -96,7 +96,7 @@ pub(crate) async fn give(
                dispatch = dispatch + (state = 'scheduled')::integer, republished = 0, queued_at = now, backing_off = false,
                started_at = CASE WHEN crashes < $3 THEN now END, revision = revision + 1
            FROM longshore_now() AS now
-           WHERE jobs.id = ANY ($1) AND EXISTS (SELECT 1 FROM workers WHERE name = $2)
+           WHERE jobs.id = ANY ($1) AND EXISTS (SELECT 1 FROM workers WHERE name = $2 AND NOT draining)
            RETURNING jobs.id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
                token AS "token!", deadline_at, created_by, checkpoint, trace_context"#,
         ids,
@@ -110,7 +110,8 @@ pub(crate) async fn give(
     Ok((rows.len() == ids.len()).then(|| rows.into_iter().map(ClaimedJob::from).collect()))
 }
 
-/// What an earlier try with the same ticket was given, although its answer was lost.
+/// What an earlier try with the same ticket was given, although its answer was lost. Nothing once the worker was declared
+/// dead: others take its jobs over.
 pub(crate) async fn given(
     tx: &mut PgConnection,
     claimant: &Claimant,
@@ -119,7 +120,8 @@ pub(crate) async fn given(
         ClaimedRow,
         r#"SELECT id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
                token AS "token!", deadline_at, created_by, checkpoint, trace_context
-           FROM jobs WHERE worker = $1 AND state = 'running' AND token = md5($2::text || id::text)::uuid"#,
+           FROM jobs WHERE worker = $1 AND state = 'running' AND token = md5($2::text || id::text)::uuid
+             AND EXISTS (SELECT 1 FROM workers WHERE name = $1)"#,
         claimant.worker,
         claimant.ticket.to_string(),
     )

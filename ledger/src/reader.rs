@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::Admitter;
-use crate::admission::direct::admit_to;
+use crate::admission::direct::{Taken, Tried, admit_to};
 use crate::claim::{Claimant, claim, queued};
 use crate::engine::Identity;
 use crate::hints::{Delivered, Hint, HintReader, Hints};
@@ -26,8 +26,8 @@ use crate::{ClaimedJob, LedgerError};
 
 /// Hints claimed by one statement.
 const BATCH: usize = 500;
-/// A worker takes what is ready by itself, as long as there is a backlog, with half of its slots free, where that is in
-/// this range. With fewer, what one pass takes would go before a newcomer that should be among the next starts.
+/// A worker takes what is ready by itself, as long as there is a backlog, with so many slots free: half of them, but
+/// within this range. With fewer, what one pass takes would go before a newcomer that should be among the next starts.
 const MANY: RangeInclusive<usize> = 16..=64;
 /// How long it waits for so many.
 const GATHER: Duration = Duration::from_millis(5);
@@ -72,6 +72,9 @@ impl QueueReader {
         while let Some(mut permits) = self.free_permits().await {
             if backlog && self.looked.elapsed() <= self.unhinted_after {
                 permits = self.gather(permits).await;
+                if self.stop.is_cancelled() || self.identity.is_draining() {
+                    continue;
+                }
                 if permits.num_permits() >= self.many {
                     backlog = self.take_ready(permits).await;
                     continue;
@@ -246,32 +249,50 @@ impl QueueReader {
 
     /// Takes what is ready, for as many permits as there are; `false` when there is nothing more to be had this way.
     async fn take_ready(&self, permits: OwnedSemaphorePermit) -> bool {
-        let most = permits.num_permits();
         let in_claim = self.claims.begin().await;
+        let Some(taken) = self.admit_to_self(permits.num_permits()).await else {
+            return false;
+        };
+        failpoint::hit("claim.committed").await;
+        metrics::counter!("longshore_jobs_admitted_total", "queue" => self.queue.clone())
+            .increment(taken.admitted as u64);
+        self.hand_on(taken.jobs, permits, &in_claim).await;
+        taken.more
+    }
+
+    /// A pass of admission for this worker. One that fails took nothing, and others go on with hints; one whose commit was
+    /// not answered is repeated until it is, or this worker leaves.
+    async fn admit_to_self(&self, most: usize) -> Option<Taken> {
         let claimant = Claimant::new(self.identity.name());
         let mut again = false;
-        let taken = loop {
+        loop {
             match admit_to(&self.pool, &self.queue, &claimant, most, again).await {
-                Ok(taken) => break taken,
-                Err(error) => {
+                Ok(Tried::Taken(taken)) => return Some(taken),
+                Ok(Tried::Unanswered(error)) => {
+                    again = true;
                     tracing::warn!(
                         queue = self.queue,
                         error = &error as &dyn std::error::Error,
                         "no answer to an admission; asking again"
                     );
-                    if self.stop.is_cancelled() {
-                        return false;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        queue = self.queue,
+                        error = &error as &dyn std::error::Error,
+                        "an admission for this worker failed"
+                    );
+                    if !again {
+                        self.admitter.poke(&self.queue);
+                        return None;
                     }
-                    again = true;
-                    tokio::time::sleep(random::jittered(ASK_AGAIN)).await;
                 }
             }
-        };
-        failpoint::hit("claim.committed").await;
-        metrics::counter!("longshore_jobs_admitted_total", "queue" => self.queue.clone())
-            .increment(taken.jobs.len() as u64);
-        self.hand_on(taken.jobs, permits, &in_claim).await;
-        taken.more
+            if self.stop.is_cancelled() {
+                return None;
+            }
+            tokio::time::sleep(random::jittered(ASK_AGAIN)).await;
+        }
     }
 
     /// Hands claimed jobs on to be run.

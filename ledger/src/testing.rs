@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::direct::admit_to;
+use crate::admission::direct::{Tried, admit_to};
 use crate::admission::{Admitter, admit};
 use crate::beat::{Registration, register};
 use crate::claim::{Claimant, claim, claim_again, record_waiting};
@@ -125,13 +125,14 @@ impl Steps {
         lost_answer: bool,
     ) -> Result<Vec<ClaimedJob>, LedgerError> {
         let claimant = Claimant::new(worker.to_owned());
-        let taken = admit_to(&self.pool, queue, &claimant, most, false).await?;
-        if !lost_answer {
-            return Ok(taken.jobs);
+        let mut tried = admit_to(&self.pool, queue, &claimant, most, false).await?;
+        if lost_answer {
+            tried = admit_to(&self.pool, queue, &claimant, most, true).await?;
         }
-        drop(taken);
-        let again = admit_to(&self.pool, queue, &claimant, most, true).await?;
-        Ok(again.jobs)
+        match tried {
+            Tried::Taken(taken) => Ok(taken.jobs),
+            Tried::Unanswered(error) => Err(error),
+        }
     }
 
     /// A claimed job has to wait for one in quarantine.

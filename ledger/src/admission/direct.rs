@@ -15,45 +15,66 @@ use crate::{ClaimedJob, LedgerError};
 #[derive(Default)]
 pub(crate) struct Taken {
     pub(crate) jobs: Vec<ClaimedJob>,
+    /// How many of them nobody had admitted before.
+    pub(crate) admitted: usize,
     /// Whether there may be more to take at once.
     pub(crate) more: bool,
 }
 
-/// Takes at most `most` jobs, and at most what one pass admits. To be repeated with the same claimant, and with `again`,
-/// until it is answered: a pass may be committed although its answer is lost. The earlier try has ended when a later one
-/// has the queue's lock.
+/// How a try ended that came to its commit.
+pub(crate) enum Tried {
+    Taken(Taken),
+    /// No answer to the commit: it may have taken jobs. To be repeated with the same claimant, until it is answered.
+    Unanswered(LedgerError),
+}
+
+/// Takes at most `most` jobs, and at most what one pass admits. Of an earlier try whose commit was not answered, it first
+/// looks for what that took, and that is the answer if there is any: it has ended, since this one has the queue's lock.
+///
+/// # Errors
+/// This try has taken nothing.
 pub(crate) async fn admit_to(
     pool: &PgPool,
     queue: &str,
     claimant: &Claimant,
     most: usize,
     again: bool,
-) -> Result<Taken, LedgerError> {
+) -> Result<Tried, LedgerError> {
     let (mut tx, room) = open(pool, queue).await?;
     if again {
         let jobs = given(&mut tx, claimant).await?;
         if !jobs.is_empty() {
-            return Ok(Taken { jobs, more: true });
+            return Ok(Tried::Taken(Taken {
+                admitted: jobs.len(),
+                jobs,
+                more: true,
+            }));
         }
     }
     let size = i64::try_from(most).unwrap_or(BATCH).min(BATCH);
     let mut ids = Vec::new();
+    let mut admitted = 0;
     let mut more = false;
     if !room.closed {
         if room.queued > 0 {
             ids = queued_first(&mut tx, queue, size).await?;
         }
         let picked = pick(&mut tx, queue, size - ids.len() as i64, &room).await?;
+        admitted = picked.ids.len();
         ids.extend(picked.ids);
         more = picked.more || ids.len() as i64 == size;
     }
     let Some(jobs) = give(&mut tx, claimant, &ids).await? else {
-        return Ok(Taken::default());
+        return Ok(Tried::Taken(Taken::default()));
     };
-    tx.commit()
-        .await
-        .map_err(LedgerError::database("committing an admission"))?;
-    Ok(Taken { jobs, more })
+    Ok(match tx.commit().await {
+        Ok(()) => Tried::Taken(Taken {
+            jobs,
+            admitted,
+            more,
+        }),
+        Err(error) => Tried::Unanswered(LedgerError::database("committing an admission")(error)),
+    })
 }
 
 /// Jobs that were admitted before and that nobody has claimed yet: whoever was chosen first goes first. Their hints will
@@ -64,7 +85,7 @@ async fn queued_first(
     most: i64,
 ) -> Result<Vec<Uuid>, LedgerError> {
     sqlx::query_scalar!(
-        "SELECT id FROM jobs WHERE queue = $1 AND state = 'queued' ORDER BY queued_at LIMIT $2
+        "SELECT id FROM jobs WHERE queue = $1 AND state = 'queued' ORDER BY queued_at, priority, seq LIMIT $2
          FOR NO KEY UPDATE SKIP LOCKED",
         queue,
         most,

@@ -62,7 +62,8 @@ async fn fill(
             let chosen = fairness::choose(tx, queue, size, held).await?;
             let mut picked = take(tx, Take::These(&chosen.ids())).await?;
             chosen.count(tx, queue, &picked.ids).await?;
-            picked.more = chosen.len() > 0;
+            // Where others have locked all of them, a pass at once would find the same.
+            picked.more = picked.ids.len() + picked.blocked.len() > 0;
             Ok(picked)
         }
         None => Ok(Picked::default()),

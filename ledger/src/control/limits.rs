@@ -104,11 +104,19 @@ pub(crate) async fn room_by_limits(
     tx: &mut PgConnection,
     kind: &str,
 ) -> Result<Option<i64>, LedgerError> {
+    // Counted in a statement of its own: one that had to wait for the lock would count what was there before it.
+    sqlx::query!(
+        "SELECT 1 AS locked FROM queue_limits WHERE queue = $1 FOR UPDATE",
+        kind
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(LedgerError::database("locking the limits of a queue"))?;
     let row = sqlx::query!(
         r#"SELECT max_running, rate_per_minute, next_at, longshore_now() AS "now!",
                (SELECT count(*) FROM jobs WHERE kind = $1 AND state = 'running')
              + (SELECT count(*) FROM jobs WHERE kind = $1 AND state = 'queued') AS "busy!"
-           FROM queue_limits WHERE queue = $1 FOR UPDATE"#,
+           FROM queue_limits WHERE queue = $1"#,
         kind
     )
     .fetch_optional(tx)
