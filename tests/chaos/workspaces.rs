@@ -15,10 +15,11 @@ type Made = (String, (String, String));
 
 /// Each was asked for until it was answered: there is one, with one job, which found no engine.
 pub(crate) async fn wrong_workspaces(pool: &PgPool, made: &[Made]) -> Vec<String> {
-    // A run that lost Postgres half-way is an attempt too.
+    // A run that lost Postgres half-way is an attempt too; one whose worker was killed is none, and the third such is the
+    // last.
     let found: Vec<(String, String, String)> = sqlx::query_as(
         "SELECT name, workspaces.id::text,
-             concat(job_history.id, ' ', outcome, CASE WHEN attempt BETWEEN 1 AND 3 THEN '' ELSE ' ' || attempt END)
+             concat(job_history.id, ' ', outcome, CASE WHEN attempt BETWEEN 1 AND 3 OR crashes = 3 THEN '' ELSE ' ' || attempt END)
          FROM workspaces LEFT JOIN job_history ON workspace_id = workspaces.id ORDER BY name",
     )
     .fetch_all(pool)
