@@ -16,7 +16,7 @@ use crate::auth::AdminAccess;
 use crate::body::{JsonBody, JsonRequest};
 use crate::document::Tag;
 use crate::idempotency::{IdempotencyKey, Idempotent};
-use crate::operator::change_event;
+use crate::operator::{canonical_tenant, change_event};
 use crate::paging;
 use crate::problem::{ApiError, ApiResult};
 use crate::queues::{commit_and_poke, queue_names};
@@ -279,8 +279,6 @@ impl HoldScope {
                 "value must be at most 255 characters",
             ));
         }
-        // Ids may be written in more than one way.
-        let id = value.parse::<Uuid>().map(|id| id.to_string());
         match self {
             Self::All => Err(ApiError::bad_request("scope all takes no value")),
             Self::Kind if state.kinds.find(&value).is_none() => {
@@ -289,8 +287,11 @@ impl HoldScope {
                     queue_names(state)
                 )))
             }
-            Self::Workspace => id.map_err(|_| ApiError::bad_request("invalid workspace id")),
-            Self::Tenant => Ok(id.unwrap_or(value)),
+            Self::Workspace => value
+                .parse::<Uuid>()
+                .map(|id| id.to_string())
+                .map_err(|_| ApiError::bad_request("invalid workspace id")),
+            Self::Tenant => Ok(canonical_tenant(value)),
             Self::Kind | Self::Engine => Ok(value),
         }
     }

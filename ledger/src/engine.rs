@@ -345,7 +345,7 @@ impl Engine {
                 pool: self.shared.pools.control.clone(),
                 identity: self.shared.identity.clone(),
                 permits,
-                many: many(self.shared.slots.of(kind)),
+                many: many(self.shared.slots.allowed(kind)),
                 publisher: self.hints.clone(),
                 claimed: self.claimed.clone(),
                 claims: self.shared.claims.clone(),

@@ -18,8 +18,8 @@ use crate::{ClaimedJob, Kinds, LedgerError, Outcome, TerminalJob, Verdict};
 
 /// Jobs finished by one statement.
 const BATCH: usize = 500;
-/// Where so many runs end at once, more do in a moment; fewer are written at once.
-const FEW: usize = 32;
+/// Where so many runs end at once, more do in a moment; fewer are written without waiting.
+const MANY: usize = 32;
 /// That moment. A larger batch costs Postgres less a job.
 const GATHER: Duration = Duration::from_millis(2);
 /// Finishes waiting for their turn before runs are held up.
@@ -45,7 +45,7 @@ pub(crate) async fn finish_runs(
 ) {
     let mut batch = Vec::with_capacity(BATCH);
     while ended.recv_many(&mut batch, BATCH).await > 0 {
-        if (FEW..BATCH).contains(&batch.len()) {
+        if (MANY..BATCH).contains(&batch.len()) {
             tokio::time::sleep(GATHER).await;
             while batch.len() < BATCH
                 && let Ok(finish) = ended.try_recv()

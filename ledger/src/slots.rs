@@ -61,7 +61,7 @@ impl Slots {
     }
 
     /// How many runs of a kind its policy allows at once; none of a kind this worker does not run.
-    pub(crate) fn of(&self, kind: &str) -> usize {
+    pub(crate) fn allowed(&self, kind: &str) -> usize {
         self.0.get(kind).map_or(0, |slots| slots.allowed)
     }
 

@@ -19,7 +19,7 @@ pub(crate) async fn wrong_workspaces(pool: &PgPool, made: &[Made]) -> Vec<String
     // last.
     let found: Vec<(String, String, String)> = sqlx::query_as(
         "SELECT name, workspaces.id::text,
-             concat(job_history.id, ' ', outcome, CASE WHEN attempt BETWEEN 1 AND 3 OR crashes = 3 THEN '' ELSE ' ' || attempt END)
+             concat(job_history.id, ' ', outcome, CASE WHEN attempt BETWEEN 1 AND 3 OR (attempt, crashes) = (0, 3) THEN '' ELSE ' ' || attempt END)
          FROM workspaces LEFT JOIN job_history ON workspace_id = workspaces.id ORDER BY name",
     )
     .fetch_all(pool)

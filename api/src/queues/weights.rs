@@ -8,13 +8,12 @@ use poem_openapi::payload::Json;
 use poem_openapi::{Object, OpenApi};
 use serde::Deserialize;
 use serde_json::json;
-use uuid::Uuid;
 
 use super::{FAILED, commit_and_poke};
 use crate::auth::AdminAccess;
 use crate::body::{JsonBody, JsonRequest};
 use crate::document::Tag;
-use crate::operator::change_event;
+use crate::operator::{canonical_tenant, change_event};
 use crate::paging;
 use crate::problem::{ApiError, ApiResult};
 use crate::reason;
@@ -115,7 +114,7 @@ impl WeightsApi {
             .filter(|weight| (1..=MAX_WEIGHT).contains(weight))
             .ok_or_else(|| ApiError::bad_request("weight must be from 1 to 100"))?;
         let reason = reason::check(body.0.reason)?;
-        let tenant = canonical(tenant.0);
+        let tenant = canonical_tenant(tenant.0);
         let by = access.0.name();
         let mut tx = state.transaction(NOT_SET).await?;
         let (set, changed) = set_weight(&mut tx, &tenant, weight, reason.as_deref(), &by)
@@ -148,7 +147,7 @@ impl WeightsApi {
         reason: Query<Option<String>>,
     ) -> ApiResult<Json<WeightDetails>> {
         let reason = reason::check(reason.0)?;
-        let tenant = canonical(tenant.0);
+        let tenant = canonical_tenant(tenant.0);
         let by = access.0.name();
         let mut tx = state.transaction(NOT_CLEARED).await?;
         let was = clear_weight(&mut tx, &tenant)
@@ -162,14 +161,6 @@ impl WeightsApi {
             .map_err(|error| ApiError::internal(NOT_CLEARED, error))?;
         commit_and_poke(&state, tx, &[]).await?;
         Ok(Json(was.into()))
-    }
-}
-
-/// Ids may be written in more than one way. As with holds, an organisation need not be known: it may be about to be.
-fn canonical(tenant: String) -> String {
-    match tenant.parse::<Uuid>() {
-        Ok(id) => id.to_string(),
-        Err(_) => tenant,
     }
 }
 
