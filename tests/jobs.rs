@@ -72,7 +72,10 @@ async fn a_cancelled_provision_takes_its_container_away_again() {
 
 #[tokio::test]
 async fn whatever_cancels_running_jobs_tells_the_workers_through_redis() {
-    let mut app = TestApp::build().without_docker().own_redis().start().await;
+    // A poke that takes long is let go; here each counts, however slow the machine is.
+    let app = TestApp::build().without_docker().own_redis();
+    let app = app.setting("LONGSHORE_PUBLISH_BUDGET_MS", "20000");
+    let mut app = app.start().await;
     let gate = app.path("gate");
     let held = NewWorker::default().failpoint("claim.committed", &format!("gate:{gate}"));
     let _worker = app.start_worker(held).await;

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use longshore_base::random::jittered;
 use longshore_base::redis::{Redis, RedisUrlError};
-use longshore_base::{JobId, Secret};
+use longshore_base::{JobId, Secret, failpoint};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamAutoClaimReply, StreamReadReply};
 use redis::{AsyncConnectionConfig, Pipeline, RedisError};
 use tokio::sync::Notify;
 
-/// Longest a publish may take before the breaker opens.
-const PUBLISH_BUDGET: Duration = Duration::from_millis(100);
+/// Longest a publish may take before the breaker opens, in milliseconds. A test that must see each publish allows more.
+const PUBLISH_BUDGET_MS: usize = 100;
 /// How long an open breaker lets nothing through.
 const BREAKER_OPEN: Duration = Duration::from_secs(1);
 /// Longest wait for anything Redis answers; more than the block of a read.
@@ -86,6 +86,7 @@ pub struct Hints {
 struct HintsInner {
     redis: Redis,
     prefix: String,
+    publish_budget: Duration,
     link: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     breaker: Mutex<Breaker>,
 }
@@ -103,10 +104,12 @@ impl Hints {
     /// # Errors
     /// When the URL does not parse. The error does not quote it.
     pub fn new(config: &HintConfig) -> Result<Self, RedisUrlError> {
+        let publish_budget = failpoint::number("LONGSHORE_PUBLISH_BUDGET_MS", PUBLISH_BUDGET_MS);
         Ok(Self {
             inner: Arc::new(HintsInner {
                 redis: Redis::new(&config.url)?,
                 prefix: config.prefix.clone(),
+                publish_budget: Duration::from_millis(publish_budget as u64),
                 link: tokio::sync::Mutex::new(None),
                 breaker: Mutex::default(),
             }),
@@ -200,7 +203,7 @@ impl Hints {
         if self.is_open() {
             return false;
         }
-        match tokio::time::timeout(PUBLISH_BUDGET, self.try_send(commands)).await {
+        match tokio::time::timeout(self.inner.publish_budget, self.try_send(commands)).await {
             Ok(Ok(())) => {
                 self.breaker().silent_since = None;
                 return true;
