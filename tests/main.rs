@@ -10,6 +10,7 @@ mod crash;
 mod fencing;
 mod idempotency;
 mod jobs;
+mod pause;
 mod postgres_restart;
 mod provision;
 mod queues;

@@ -17,14 +17,14 @@ use crate::queues::weights::WeightsApi;
 use crate::registry::RegistryApi;
 use crate::socket::SocketApi;
 use crate::workers::WorkersApi;
-use crate::workspaces::WorkspacesApi;
+use crate::workspaces::{LifecycleApi, WorkspacesApi};
 
 /// Groups of operations; client generators make a class of each.
 #[derive(Tags)]
 pub(crate) enum Tag {
     /// Health, metrics and the API's own description.
     System,
-    /// Workspaces: create, read, change, delete, and what they log.
+    /// Workspaces: create, read, change, stop and start, delete, and what they log.
     Workspaces,
     /// What agents call: register, heartbeat, find each other.
     Registry,
@@ -44,6 +44,7 @@ pub(crate) enum Tag {
 type Apis = (
     HealthApi,
     WorkspacesApi,
+    LifecycleApi,
     RegistryApi,
     A2aApi,
     EventsApi,
@@ -62,6 +63,7 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
     let apis = (
         HealthApi,
         WorkspacesApi,
+        LifecycleApi,
         RegistryApi,
         A2aApi,
         EventsApi,

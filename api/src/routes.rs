@@ -23,6 +23,8 @@ pub enum Class {
     Related,
     /// An operator, or the workspace that the job is about.
     Job,
+    /// As [`Class::Workspace`], or whoever was the workspace before it was removed (§6.3.5).
+    State,
     /// The agent of the workspace named in the body (§6.4.1); judged by the handler, which reads the body.
     Registry,
     /// A workspace that names itself in `X-Workspace-ID`, or an operator.
@@ -149,6 +151,9 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/workspaces/{id}", Class::Related),
     route(Verb::Patch, "/workspaces/{id}", Class::Workspace),
     route(Verb::Delete, "/workspaces/{id}", Class::Admin),
+    post("/workspaces/{id}/pause", Class::Workspace, Keyed),
+    post("/workspaces/{id}/resume", Class::Workspace, Keyed),
+    route(Verb::Get, "/workspaces/{id}/state", Class::State),
     route(Verb::Get, "/workspaces/{id}/logs", Class::Workspace)
         .strict(&["tail", "since", "follow"]),
     route(Verb::Get, "/workspaces/{id}/jobs", Class::Workspace).strict(&["limit", "cursor"]),

@@ -19,8 +19,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, completions, config, holds, jobs, migrate, openapi, queues, top, up, worker, workers,
-    workspaces,
+    api, completions, config, holds, jobs, lifecycle, migrate, openapi, queues, top, up, worker,
+    workers, workspaces,
 };
 use exit::Exit;
 use settings::log::LogSettings;
@@ -55,6 +55,10 @@ enum Command {
     Config(config::ConfigArgs),
     /// Create, list, show and delete workspaces.
     Workspaces(workspaces::WorkspacesArgs),
+    /// Stop a workspace and everything below it until it is resumed; what they have written stays.
+    Pause(lifecycle::LifecycleArgs),
+    /// Bring a paused workspace up again, with what was paused below it.
+    Resume(lifecycle::LifecycleArgs),
     /// List, show, follow, cancel, retry and discard jobs.
     Jobs(Box<jobs::JobsArgs>),
     /// Look at queues; pause, drain, close, resume and limit them.
@@ -115,6 +119,8 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Openapi => openapi::run(),
             Command::Config(args) => config::run(&args, definition),
             Command::Workspaces(args) => Box::pin(workspaces::run(args)).await,
+            Command::Pause(args) => Box::pin(lifecycle::pause(args)).await,
+            Command::Resume(args) => Box::pin(lifecycle::resume(args)).await,
             Command::Jobs(args) => Box::pin(jobs::run(*args)).await,
             Command::Queues(args) => Box::pin(queues::run(args)).await,
             Command::Holds(args) => Box::pin(holds::run(args)).await,

@@ -8,6 +8,8 @@
 //!   ▼                                     ▼           │              ▼
 //! failed ── register ─▶ online         offline ───────┘ ◀── silent, gone
 //!
+//! online, degraded ── idle ─▶ hibernating ── stopped ─▶ hibernated ── message ─▶ provisioning
+//! any ── pause ─▶ paused ── resume ─▶ provisioning
 //! awaiting_agent ── register ─▶ online      any ── delete ─▶ removed (nothing leaves it)
 //! ```
 //!
@@ -106,16 +108,31 @@ pub enum Change {
     Lost,
     /// Deleted, alone or with an ancestor.
     Deleted,
+    /// Stopped by an operator, alone or with an ancestor.
+    Paused,
+    /// A managed workspace is to run again; an external one goes where [`resumed_external`] says.
+    Resumed,
+    /// Chosen for hibernation.
+    HibernationClaimed,
+    /// What ran of it was stopped for hibernation.
+    Hibernated,
+    /// Somebody wants to talk to it.
+    Woken,
 }
 
 impl Change {
     /// Every change, for tables.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 10] = [
         Self::Registered,
         Self::ProvisionFailed,
         Self::ProvisionRetried,
         Self::Lost,
         Self::Deleted,
+        Self::Paused,
+        Self::Resumed,
+        Self::HibernationClaimed,
+        Self::Hibernated,
+        Self::Woken,
     ];
 
     /// The statuses this change may happen to: what the guard of its UPDATE binds.
@@ -144,6 +161,25 @@ pub const fn transition(from: WorkspaceStatus, change: Change) -> Option<Workspa
         (Change::Lost, Online | Degraded) => Some(Offline),
         (Change::ProvisionFailed | Change::ProvisionRetried | Change::Lost, _) => None,
         (Change::Deleted, _) => Some(Removed),
+        (Change::Paused, Paused) => None,
+        (Change::Paused, _) => Some(Paused),
+        (Change::Resumed, Paused) | (Change::Woken, Hibernated) => Some(Provisioning),
+        (Change::HibernationClaimed, Online | Degraded) => Some(Hibernating),
+        (Change::Hibernated, Hibernating) => Some(Hibernated),
+        (Change::Resumed | Change::Woken | Change::HibernationClaimed | Change::Hibernated, _) => {
+            None
+        }
+    }
+}
+
+/// Where an external workspace goes when it is resumed: nobody starts it, so it waits for the next beat of the agent it
+/// had, or for its first one.
+#[must_use]
+pub const fn resumed_external(has_registered: bool) -> WorkspaceStatus {
+    if has_registered {
+        Offline
+    } else {
+        AwaitingAgent
     }
 }
 
@@ -250,7 +286,11 @@ mod tests {
             .into_iter()
             .filter(|&status| status != Removed)
             .collect();
-        let table: [(Change, WorkspaceStatus, Vec<WorkspaceStatus>); 5] = [
+        let not_stopped = WorkspaceStatus::ALL
+            .into_iter()
+            .filter(|&status| status != Removed && status != Paused)
+            .collect();
+        let table: [(Change, WorkspaceStatus, Vec<WorkspaceStatus>); 10] = [
             (
                 Change::Registered,
                 Online,
@@ -271,6 +311,15 @@ mod tests {
             ),
             (Change::Lost, Offline, vec![Online, Degraded]),
             (Change::Deleted, Removed, not_removed),
+            (Change::Paused, Paused, not_stopped),
+            (Change::Resumed, Provisioning, vec![Paused]),
+            (
+                Change::HibernationClaimed,
+                Hibernating,
+                vec![Online, Degraded],
+            ),
+            (Change::Hibernated, Hibernated, vec![Hibernating]),
+            (Change::Woken, Provisioning, vec![Hibernated]),
         ];
         assert_eq!(table.clone().map(|(change, ..)| change), Change::ALL);
         for (change, to, sources) in table {

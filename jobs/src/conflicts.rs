@@ -62,7 +62,7 @@ pub const TABLE: [Conflict; 16] = [
         Older::Running,
         Resolution::Wait,
     ),
-    // A removed workspace is not brought up any more, not even by a queue that is resumed later.
+    // A stopped workspace is not brought up any more, not even by a queue that is resumed later.
     cell(
         stop::KIND,
         provision::KIND,
@@ -87,19 +87,20 @@ pub const TABLE: [Conflict; 16] = [
         Older::Running,
         Resolution::Cancel,
     ),
+    // The newer one takes down whatever the older one was to take down.
     cell(
         stop::KIND,
         stop::KIND,
         Older::Scheduled,
-        Resolution::Coalesce,
+        Resolution::Supersede,
     ),
     cell(
         stop::KIND,
         stop::KIND,
         Older::BackingOff,
-        Resolution::Coalesce,
+        Resolution::Supersede,
     ),
-    cell(stop::KIND, stop::KIND, Older::Queued, Resolution::Coalesce),
+    cell(stop::KIND, stop::KIND, Older::Queued, Resolution::Supersede),
     cell(stop::KIND, stop::KIND, Older::Running, Resolution::Wait),
 ];
 

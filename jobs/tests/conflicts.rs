@@ -30,7 +30,11 @@ const FATES: [(&str, &str, [Fate; 4]); 4] = [
         provision::KIND,
         [IsSuperseded, IsSuperseded, IsSuperseded, IsAskedToStop],
     ),
-    (stop::KIND, stop::KIND, [Stays; 4]),
+    (
+        stop::KIND,
+        stop::KIND,
+        [IsSuperseded, IsSuperseded, IsSuperseded, Stays],
+    ),
 ];
 
 #[tokio::test]

@@ -146,11 +146,13 @@ impl Engine {
         containers.chain(volumes).collect()
     }
 
-    /// Names of the volumes of this test.
+    /// Names of the volumes of this test, sorted.
     pub async fn volume_names(&self) -> Vec<String> {
         let label = format!("{LABEL_INSTALLATION}={}", self.installation);
         let volumes = self.volumes("label", &label).await;
-        volumes.into_iter().map(|(name, _)| name).collect()
+        let mut names: Vec<_> = volumes.into_iter().map(|(name, _)| name).collect();
+        names.sort();
+        names
     }
 
     /// A file of a container.

@@ -98,6 +98,11 @@ access!(
     Class::Related
 );
 access!(
+    /// The workspace of the path, as long as anybody remembers its token, or an operator.
+    StateAccess,
+    Class::State
+);
+access!(
     /// A workspace that may own the job, or an operator.
     JobAccess(Principal),
     Class::Job

@@ -2,7 +2,9 @@
 
 use longshore_base::WorkspaceId;
 use longshore_fleet::access::can_communicate;
+use longshore_fleet::tokens::find_former_owner;
 use poem::Request;
+use poem::http::StatusCode;
 use poem::http::header::ORIGIN;
 use sqlx::PgConnection;
 
@@ -53,6 +55,7 @@ pub(crate) async fn authenticate(
         Class::Admin => asker.admin().await?,
         Class::Workspace => asker.workspace(path_id(matched)?).await?,
         Class::Related => asker.related(path_id(matched)?).await?,
+        Class::State => asker.state(path_id(matched)?).await?,
         Class::Job => asker.job().await?,
         Class::Caller => asker.caller().await?,
         Class::Message => asker.message(path_id(matched)?).await?,
@@ -102,6 +105,26 @@ impl Asker<'_> {
             }
             Some(principal) => Ok((principal, Some(token.to_owned()))),
             None => Err(ApiError::unauthorized(INVALID_WORKSPACE)),
+        }
+    }
+
+    /// Class `ws`, or the token that the workspace had when it was removed: its agent is to hear that it is gone, and a
+    /// removal revokes every token.
+    async fn state(&self, id: WorkspaceId) -> ApiResult<Proved> {
+        let refusal = match self.workspace(id).await {
+            Err(error) if error.status() == StatusCode::UNAUTHORIZED => error,
+            other => return other,
+        };
+        let Some(token) = bearer(self.request) else {
+            return Err(refusal);
+        };
+        let mut conn = self.connection().await?;
+        let former = find_former_owner(&mut conn, token)
+            .await
+            .map_err(ApiError::datastore)?;
+        match former {
+            Some(owner) if owner == id => Ok((Principal::Workspace(owner), Some(token.to_owned()))),
+            _ => Err(refusal),
         }
     }
 

@@ -9,7 +9,7 @@ mod credentials;
 
 pub(crate) use access::{
     AdminAccess, CallerAccess, JobAccess, MessageAccess, RegistryAccess, RelatedAccess,
-    SocketAccess, WorkspaceAccess,
+    SocketAccess, StateAccess, WorkspaceAccess,
 };
 pub(crate) use classes::{Verdict, authenticate, may_talk};
 pub(crate) use credentials::{

@@ -5,7 +5,6 @@ use std::time::Duration;
 use longshore_base::{JobId, WorkspaceId};
 use longshore_fleet::workspace::{RemovedSet, list_children, remove_workspaces};
 use longshore_jobs::stop;
-use longshore_ledger::Enqueued;
 use longshore_ledger::inspect::{JobView, find_job};
 use poem::http::StatusCode;
 use poem_openapi::payload::Json;
@@ -94,7 +93,8 @@ pub(crate) async fn delete(
     state.poke(&removal.pokes);
     // What was bringing them up has been asked to stop.
     state.admitter.poke_cancels();
-    answer(state, &removed, &removal.jobs).await
+    let jobs: Vec<_> = removal.jobs.iter().map(|(_, job)| job.job_id).collect();
+    answer(state, &removed, &jobs).await
 }
 
 async fn check_no_children(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {
@@ -130,9 +130,9 @@ enum FirstPass {
 async fn answer(
     state: &ApiState,
     removed: &RemovedSet,
-    jobs: &[Enqueued],
+    jobs: &[JobId],
 ) -> ApiResult<DeleteWorkspaceResponse> {
-    let job = jobs.last().map(|job| job.job_id);
+    let job = jobs.last();
     let body = Json(DeletedWorkspace {
         status: "removed".to_owned(),
         cascade_deleted: removed.cascade_deleted as u64,
@@ -157,8 +157,8 @@ async fn answer(
 }
 
 /// Looks at the jobs, holding no connection in between, until each has ended or failed once.
-async fn first_pass(state: &ApiState, jobs: &[Enqueued]) -> FirstPass {
-    let mut left: Vec<_> = jobs.iter().map(|job| job.job_id).collect();
+async fn first_pass(state: &ApiState, jobs: &[JobId]) -> FirstPass {
+    let mut left = jobs.to_vec();
     let mut failed = Vec::new();
     while !left.is_empty() {
         let mut waiting = Vec::new();

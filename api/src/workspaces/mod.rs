@@ -2,8 +2,10 @@
 
 mod create;
 mod delete;
+mod lifecycle;
 mod logs;
 mod patch;
+mod pause;
 mod view;
 
 use longshore_base::WorkspaceId;
@@ -19,6 +21,7 @@ use uuid::Uuid;
 
 use self::create::{CreateWorkspaceRequest, CreateWorkspaceResponse};
 use self::delete::DeleteWorkspaceResponse;
+pub(crate) use self::lifecycle::LifecycleApi;
 use self::logs::LogsResponse;
 use self::patch::{PatchWorkspaceRequest, PatchedWorkspace};
 use self::view::{WorkspaceDetail, WorkspaceEntry};

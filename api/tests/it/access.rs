@@ -71,7 +71,8 @@ fn fate(route: &Route, who: Who) -> Fate {
             Who::Org | Who::Admin => In,
             _ => BAD_ADMIN,
         },
-        Class::Workspace => match who {
+        // The revoked token here is that of a workspace which is still there.
+        Class::Workspace | Class::State => match who {
             Who::Nobody => NO_WORKSPACE,
             Who::Own | Who::Org | Who::Admin => In,
             _ => BAD_WORKSPACE,
@@ -121,6 +122,7 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
     match (route.verb, route.path) {
         (Verb::Get | Verb::Delete, _) => None,
         (Verb::Post, path) if takes_only_a_reason(path) => None,
+        (Verb::Post, "/workspaces/{id}/pause" | "/workspaces/{id}/resume") => None,
         (Verb::Post, "/jobs/bulk") => Some(json!({ "action": "retry", "dry_run": true })),
         (Verb::Put, "/queues/weights/{tenant}") => Some(json!({ "weight": 2 })),
         (Verb::Patch, "/queues/{name}") => Some(json!({ "max_running": 1 })),

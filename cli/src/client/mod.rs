@@ -91,6 +91,14 @@ pub(crate) enum ClientError {
         /// Who answered.
         address: String,
     },
+    /// A name that several workspaces have.
+    #[error("several workspaces are called {name}: give the id of the one you mean ({ids})")]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// Their ids.
+        ids: String,
+    },
     /// A duration that leads out of the calendar.
     #[error("that is too far away")]
     TooFar,
@@ -116,6 +124,7 @@ impl ClientError {
             | Self::NotFound { .. }
             | Self::Shape { .. }
             | Self::NoTime { .. }
+            | Self::Ambiguous { .. }
             | Self::TooFar
             | Self::Waited { .. } => false,
         }
@@ -124,7 +133,10 @@ impl ClientError {
     /// The exit code of a command that ends with it.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::NoAddress { .. } | Self::BadAddress(_) | Self::TooFar => Exit::Usage,
+            Self::NoAddress { .. }
+            | Self::BadAddress(_)
+            | Self::Ambiguous { .. }
+            | Self::TooFar => Exit::Usage,
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Timeout { .. } | Self::Waited { .. } => Exit::Timeout,
             Self::NotAllowed { .. } => Exit::NotAllowed,

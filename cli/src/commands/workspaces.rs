@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 use clap::{Args, Subcommand};
+use longshore_base::WorkspaceId;
 use longshore_base::clock::Stopwatch;
 use serde_json::{Map, Value, json};
 
@@ -309,6 +310,33 @@ async fn delete(client: &Client, id: &str, yes: bool, json: bool) -> anyhow::Res
         },
     );
     Ok(Exit::Done)
+}
+
+/// The id of a workspace that may be given by its name.
+pub(crate) async fn find_id(client: &Client, id_or_name: &str) -> anyhow::Result<String> {
+    if id_or_name.parse::<WorkspaceId>().is_ok() {
+        return Ok(id_or_name.to_owned());
+    }
+    let workspaces: Value = client.get("/workspaces", &[]).await?;
+    let ids: Vec<_> = workspaces
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|workspace| text(workspace, "name") == id_or_name)
+        .map(|workspace| text(workspace, "id"))
+        .collect();
+    match ids.as_slice() {
+        [id] => Ok(id.clone()),
+        [] => Err(ClientError::NotFound {
+            text: format!("no workspace has the id or the name {id_or_name}"),
+        }
+        .into()),
+        several => Err(ClientError::Ambiguous {
+            name: id_or_name.to_owned(),
+            ids: several.join(", "),
+        }
+        .into()),
+    }
 }
 
 fn children(body: &Value) -> Vec<String> {

@@ -139,6 +139,16 @@ impl Workspace {
         self.runtime == EXTERNAL
     }
 
+    /// Whether something of it can be where workspaces run. Every attempt writes down its engine before it makes anything
+    /// there, and an external workspace runs where the platform has no say.
+    #[must_use]
+    pub fn may_have_run(&self) -> bool {
+        !self.is_external()
+            && (self.engine_id.is_some()
+                || self.container_id.is_some()
+                || self.instance_id.is_some())
+    }
+
     /// The exceptions of the URL check that its URL may claim.
     #[must_use]
     pub fn url_owner(&self) -> Own<'_> {
@@ -252,6 +262,20 @@ pub async fn lock_workspace(
             .fetch_optional(tx)
             .await?,
     )
+}
+
+/// Finds several workspaces and holds their rows until the transaction ends, in the order of their ids.
+pub(crate) async fn lock_workspaces(
+    tx: &mut PgConnection,
+    ids: &[WorkspaceId],
+) -> Result<Vec<Workspace>, FleetError> {
+    let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+    Ok(select_workspaces!(
+        "WHERE w.id = ANY($1) ORDER BY w.id FOR NO KEY UPDATE OF w",
+        &ids
+    )
+    .fetch_all(tx)
+    .await?)
 }
 
 /// All workspaces that are not removed, oldest first.

@@ -8,6 +8,7 @@ use longshore_base::WorkspaceId;
 use sqlx::PgConnection;
 
 use crate::FleetError;
+use crate::status::WorkspaceStatus;
 
 /// Steps of a walk to the root. A deeper tree, or a cycle, counts as broken.
 pub const MAX_DEPTH: i32 = 32;
@@ -18,7 +19,7 @@ const TREE_LOCK: i64 = 0x0074_7265_6573;
 /// How the tree is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TreeLock {
-    /// A leaf is added.
+    /// A leaf is added, or a part of the tree is looked at that must stay as it is.
     Shared,
     /// Nodes are moved or removed.
     Exclusive,
@@ -94,5 +95,50 @@ pub(crate) async fn list_descendants(
         id as WorkspaceId,
     )
     .fetch_all(conn)
+    .await?)
+}
+
+/// What can be reached from a workspace by going down through these statuses, it itself included; nothing when it has
+/// none of them.
+pub(crate) async fn list_reachable(
+    conn: &mut PgConnection,
+    id: WorkspaceId,
+    through: &[WorkspaceStatus],
+) -> Result<Vec<WorkspaceId>, FleetError> {
+    Ok(sqlx::query_scalar!(
+        r#"WITH RECURSIVE down AS (
+               SELECT id FROM workspaces WHERE id = $1 AND status = ANY($2)
+               UNION
+               SELECT w.id FROM down JOIN workspaces w ON w.parent_id = down.id WHERE w.status = ANY($2)
+           )
+           SELECT id AS "id!: WorkspaceId" FROM down ORDER BY id"#,
+        id as WorkspaceId,
+        through.to_vec() as Vec<WorkspaceStatus>,
+    )
+    .fetch_all(conn)
+    .await?)
+}
+
+/// The name of the nearest paused workspace above this one: nothing below it is to run. A walk that is longer than
+/// [`MAX_DEPTH`] finds none.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn find_paused_ancestor(
+    conn: &mut PgConnection,
+    id: WorkspaceId,
+) -> Result<Option<String>, FleetError> {
+    let above = list_ancestors(conn, id).await?;
+    if above.len() > MAX_DEPTH as usize {
+        tracing::warn!(workspace.id = %id, "the tree above this workspace is too deep, or a cycle; taken as not paused");
+        return Ok(None);
+    }
+    let above: Vec<_> = above.iter().map(|id| id.0).collect();
+    Ok(sqlx::query_scalar!(
+        "SELECT name FROM workspaces WHERE id = ANY($1) AND status = $2 ORDER BY array_position($1, id) LIMIT 1",
+        &above,
+        WorkspaceStatus::Paused as WorkspaceStatus,
+    )
+    .fetch_optional(conn)
     .await?)
 }

@@ -10,6 +10,7 @@ mod idempotency;
 mod inbound_secret;
 mod liveness;
 mod patch;
+mod pause;
 mod provisioning;
 mod registry;
 mod remove;

@@ -26,7 +26,7 @@ use crate::{place, workspace_key};
 /// The kind's name.
 pub const KIND: &str = "provision";
 /// Shapes of [`Args`] this version reads.
-pub const ARGS_VERSIONS: &[i16] = &[1];
+pub const ARGS_VERSIONS: &[i16] = &[1, 2];
 /// A pull takes 300 s at most, everything else of a start 180 s (`spec: lifecycle` §13.2).
 const TIMEOUT: Duration = Duration::from_secs(480);
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -53,6 +53,18 @@ pub fn policy(concurrency: usize) -> Policy {
 pub enum Cause {
     /// A workspace was created.
     Create,
+    /// A paused workspace was resumed.
+    Resume,
+}
+
+impl Cause {
+    /// The shape that tells it: whoever reads only the first knows nothing but creation.
+    const fn args_version(self) -> i16 {
+        match self {
+            Self::Create => 1,
+            Self::Resume => 2,
+        }
+    }
 }
 
 /// The arguments: ids and flags.
@@ -96,7 +108,7 @@ pub async fn request(
             keys: vec![workspace_key(workspace.id)],
             dedupe_key: Some(workspace.id.to_string()),
             args: serde_json::to_value(&args).unwrap_or_default(),
-            args_version: 1,
+            args_version: cause.args_version(),
             priority: 0,
             delay: Duration::ZERO,
             deadline: DEADLINE,

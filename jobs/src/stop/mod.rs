@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use longshore_backends::{BackendError, Backends, StopTarget, VolumeScope};
 use longshore_base::WorkspaceId;
-use longshore_fleet::workspace::{RemovedSet, RemovedWorkspace, organisation_root};
+use longshore_fleet::workspace::{RemovedSet, Workspace, organisation_root};
 use longshore_ledger::{
     Backoff, Enqueued, Executor, Jitter, JobError, Kinds, LedgerError, NewJob, Policy, RunContext,
     Verdict, enqueue, resolve_conflicts,
@@ -46,12 +46,12 @@ pub struct Args {
     pub remove_volumes: bool,
 }
 
-/// What a removal set going.
+/// What was set going.
 #[must_use = "after the commit the queues must be poked"]
 #[derive(Debug, Default)]
-pub struct Removal {
-    /// The jobs that stop what runs.
-    pub jobs: Vec<Enqueued>,
+pub struct Stops {
+    /// The jobs that stop what runs, in the order of the workspaces.
+    pub jobs: Vec<(WorkspaceId, Enqueued)>,
     /// Queues to poke after the commit.
     pub pokes: Vec<String>,
 }
@@ -66,53 +66,99 @@ pub async fn request_removal(
     kinds: &Kinds,
     removed: &RemovedSet,
     created_by: &str,
-) -> Result<Removal, LedgerError> {
-    let mut removal = Removal::default();
+) -> Result<Stops, LedgerError> {
+    let mut stops = Stops::default();
     for workspace in &removed.workspaces {
-        let keys = [workspace_key(workspace.id)];
-        let freed = resolve_conflicts(tx, kinds, KIND, &keys, created_by).await?;
-        removal.pokes.extend(freed);
+        stops.overtake(tx, kinds, workspace.id, created_by).await?;
         if workspace.may_have_run() {
-            let job = request(tx, workspace, created_by).await?;
-            removal.pokes.push(job.queue.clone());
-            removal.jobs.push(job);
+            let args = Args {
+                workspace_id: workspace.id,
+                generation: workspace.generation,
+                remove_volumes: true,
+            };
+            stops
+                .add(tx, workspace.engine_id.as_deref(), args, created_by)
+                .await?;
         }
     }
-    Ok(removal)
+    Ok(stops)
 }
 
-async fn request(
+/// The same for workspaces that were paused: what they have written stays.
+///
+/// # Errors
+/// [`LedgerError`]; nothing may be committed then.
+pub async fn request_pause(
     tx: &mut PgConnection,
-    workspace: &RemovedWorkspace,
+    kinds: &Kinds,
+    paused: &[Workspace],
     created_by: &str,
-) -> Result<Enqueued, LedgerError> {
-    let id = workspace.id;
-    let queue = place::choose(tx, KIND, workspace.engine_id.as_deref()).await?;
-    let tenant = organisation_root(tx, id).await.unwrap_or(id);
-    let args = Args {
-        workspace_id: id,
-        generation: workspace.generation,
-        remove_volumes: true,
-    };
-    enqueue(
-        tx,
-        NewJob {
-            kind: KIND,
-            queue,
-            tenant: tenant.to_string(),
-            workspace_id: Some(id),
-            keys: vec![workspace_key(id)],
-            dedupe_key: Some(format!("{id}:removed")),
-            args: serde_json::to_value(&args).unwrap_or_default(),
-            args_version: 1,
-            priority: 0,
-            delay: Duration::ZERO,
-            deadline: POLICY.deadline,
-            max_attempts: POLICY.max_attempts,
-            created_by: created_by.to_owned(),
-        },
-    )
-    .await
+) -> Result<Stops, LedgerError> {
+    let mut stops = Stops::default();
+    for workspace in paused {
+        stops.overtake(tx, kinds, workspace.id, created_by).await?;
+        if workspace.may_have_run() {
+            let args = Args {
+                workspace_id: workspace.id,
+                generation: workspace.provision_generation,
+                remove_volumes: false,
+            };
+            stops
+                .add(tx, workspace.engine_id.as_deref(), args, created_by)
+                .await?;
+        }
+    }
+    Ok(stops)
+}
+
+impl Stops {
+    async fn overtake(
+        &mut self,
+        tx: &mut PgConnection,
+        kinds: &Kinds,
+        id: WorkspaceId,
+        created_by: &str,
+    ) -> Result<(), LedgerError> {
+        let keys = [workspace_key(id)];
+        let freed = resolve_conflicts(tx, kinds, KIND, &keys, created_by).await?;
+        self.pokes.extend(freed);
+        Ok(())
+    }
+
+    async fn add(
+        &mut self,
+        tx: &mut PgConnection,
+        engine_id: Option<&str>,
+        args: Args,
+        created_by: &str,
+    ) -> Result<(), LedgerError> {
+        let id = args.workspace_id;
+        let queue = place::choose(tx, KIND, engine_id).await?;
+        let tenant = organisation_root(tx, id).await.unwrap_or(id);
+        let job = enqueue(
+            tx,
+            NewJob {
+                kind: KIND,
+                queue,
+                tenant: tenant.to_string(),
+                workspace_id: Some(id),
+                keys: vec![workspace_key(id)],
+                // Whoever asks has raised the generation, save who repeats a request.
+                dedupe_key: Some(format!("{id}:{}", args.generation)),
+                args: serde_json::to_value(&args).unwrap_or_default(),
+                args_version: 1,
+                priority: 0,
+                delay: Duration::ZERO,
+                deadline: POLICY.deadline,
+                max_attempts: POLICY.max_attempts,
+                created_by: created_by.to_owned(),
+            },
+        )
+        .await?;
+        self.pokes.push(job.queue.clone());
+        self.jobs.push((id, job));
+        Ok(())
+    }
 }
 
 /// Runs stops.

@@ -1,0 +1,107 @@
+//! Pause and resume, with real containers.
+
+use longshore_tests::{PATIENCE, TestApp, needs_docker};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn a_paused_workspace_is_stopped_keeps_its_files_and_comes_back() {
+    needs_docker!();
+    let app = TestApp::start().await;
+    let (root, _) = app.create("root", json!({})).await;
+    let (child, _) = app.create("child", json!({ "parent_id": root })).await;
+    for id in [&root, &child] {
+        app.until_up(id, PATIENCE).await;
+    }
+    let agent = app.agent(&child).await;
+    let volumes = app.engine().volume_names().await;
+
+    let paused = app
+        .admin()
+        .post(&format!("/workspaces/{root}/pause"), &Value::Null)
+        .await;
+    let paused = paused.expect(200);
+    assert_eq!(paused["paused_count"], 2, "{paused}");
+    let list = app.admin().get("/jobs?kind=stop").await.expect(200);
+    for job in list["items"].as_array().unwrap() {
+        app.until_job(job["id"].as_str().unwrap(), "succeeded", PATIENCE)
+            .await;
+    }
+    for id in [&root, &child] {
+        assert!(app.engine().containers_of(id).await.is_empty());
+        assert_eq!(app.entry(id).await["status"], "paused");
+        assert_eq!(
+            app.event_names(id).await.last().unwrap(),
+            "WORKSPACE_PAUSED"
+        );
+    }
+    assert_eq!(
+        app.engine().volume_names().await,
+        volumes,
+        "what they wrote stays"
+    );
+    // An agent that comes too late does not undo it.
+    let card =
+        json!({ "id": child, "url": "http://127.0.0.1:1", "agent_card": { "name": "late" } });
+    let late = agent.post("/registry/register", &card).await;
+    assert_eq!(late.status, 409, "{}", late.text());
+    let state = agent
+        .get(&format!("/workspaces/{child}/state"))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&state["paused"], &state["deleted"]),
+        (&json!(true), &json!(false))
+    );
+
+    let child_alone = app.command(&["resume", "child"]);
+    let said = String::from_utf8_lossy(&child_alone.stderr).into_owned();
+    assert!(
+        !child_alone.status.success() && said.contains("parent workspace \"root\" is paused"),
+        "{said}"
+    );
+    let resumed = app.command(&["resume", "root"]);
+    let said = String::from_utf8_lossy(&resumed.stdout).into_owned();
+    assert!(
+        resumed.status.success() && said.contains("and 1 sub-workspace resumed"),
+        "{said}"
+    );
+    for id in [&root, &child] {
+        app.until_up(id, PATIENCE).await;
+        app.assert_whole(id).await;
+    }
+    assert_eq!(app.engine().volume_names().await, volumes);
+}
+
+#[tokio::test]
+async fn a_pause_in_the_middle_of_a_start_takes_down_what_was_begun() {
+    needs_docker!();
+    let gate = tempfile::tempdir().unwrap();
+    let open = gate.path().join("open");
+    let waiting = longshore_tests::NewWorker::default()
+        .failpoint("docker.after_create", &format!("gate:{}", open.display()));
+    let app = TestApp::build().workers([waiting]).start().await;
+    let (id, job) = app.create("half-way", json!({})).await;
+    longshore_tests::wait_until("the container to be made", PATIENCE, || async {
+        let containers = app.engine().containers_of(&id).await;
+        if containers.len() == 1 {
+            Ok(())
+        } else {
+            Err(format!("{containers:?}"))
+        }
+    })
+    .await;
+    let paused = app
+        .admin()
+        .post(&format!("/workspaces/{id}/pause"), &Value::Null)
+        .await;
+    let stop = paused.expect(200)["job_id"].as_str().unwrap().to_owned();
+    std::fs::write(&open, "").unwrap();
+    app.until_job(&stop, "succeeded", PATIENCE).await;
+    let ended = app.job(&job).await;
+    assert!(
+        matches!(ended["state"].as_str(), Some("superseded" | "cancelled")),
+        "{ended}"
+    );
+    assert!(app.engine().containers_of(&id).await.is_empty());
+    assert_eq!(app.entry(&id).await["status"], "paused");
+}
