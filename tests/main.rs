@@ -13,6 +13,7 @@ mod jobs;
 mod pause;
 mod postgres_restart;
 mod provision;
+mod purge;
 mod queues;
 mod redis_outage;
 mod start;

@@ -21,6 +21,9 @@ pub const POINTS: &[&str] = &[
     "docker.after_start",
     "provision.started",
     "provision.persisted",
+    "purge.entered",
+    "purge.taken_down",
+    "purge.rows_deleted",
     "finish.before",
 ];
 

@@ -4,7 +4,7 @@
 
 use longshore_ledger::{Conflict, Older, Resolution};
 
-use crate::{provision, stop};
+use crate::{provision, purge, stop};
 
 const fn cell(newer: &'static str, older: &'static str, when: Older, then: Resolution) -> Conflict {
     Conflict {
@@ -16,7 +16,7 @@ const fn cell(newer: &'static str, older: &'static str, when: Older, then: Resol
 }
 
 /// The table.
-pub const TABLE: [Conflict; 16] = [
+pub const TABLE: [Conflict; 24] = [
     // One waiting provision is enough; one that runs may already be past what the newer request is about.
     cell(
         provision::KIND,
@@ -102,6 +102,50 @@ pub const TABLE: [Conflict; 16] = [
     ),
     cell(stop::KIND, stop::KIND, Older::Queued, Resolution::Supersede),
     cell(stop::KIND, stop::KIND, Older::Running, Resolution::Wait),
+    // A purge takes down whatever there is; two of them share work that each does anew.
+    cell(
+        purge::KIND,
+        provision::KIND,
+        Older::Scheduled,
+        Resolution::Supersede,
+    ),
+    cell(
+        purge::KIND,
+        provision::KIND,
+        Older::BackingOff,
+        Resolution::Supersede,
+    ),
+    cell(
+        purge::KIND,
+        provision::KIND,
+        Older::Queued,
+        Resolution::Supersede,
+    ),
+    cell(
+        purge::KIND,
+        provision::KIND,
+        Older::Running,
+        Resolution::Cancel,
+    ),
+    cell(
+        purge::KIND,
+        stop::KIND,
+        Older::Scheduled,
+        Resolution::Supersede,
+    ),
+    cell(
+        purge::KIND,
+        stop::KIND,
+        Older::BackingOff,
+        Resolution::Supersede,
+    ),
+    cell(
+        purge::KIND,
+        stop::KIND,
+        Older::Queued,
+        Resolution::Supersede,
+    ),
+    cell(purge::KIND, stop::KIND, Older::Running, Resolution::Wait),
 ];
 
 #[cfg(test)]
@@ -110,7 +154,8 @@ mod tests {
 
     #[test]
     fn the_table_has_exactly_one_cell_for_each_pair_of_kinds_and_place() {
-        for newer in [provision::KIND, stop::KIND] {
+        for newer in [provision::KIND, stop::KIND, purge::KIND] {
+            // Nothing is asked for after a purge, save another one.
             for older in [provision::KIND, stop::KIND] {
                 for place in Older::ALL {
                     let cells = TABLE

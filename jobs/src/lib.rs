@@ -10,6 +10,7 @@ pub mod conflicts;
 pub mod effect;
 pub mod place;
 pub mod provision;
+pub mod purge;
 pub mod registry;
 pub mod stop;
 

@@ -8,7 +8,7 @@ use longshore_fleet::Fleet;
 use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 
 use crate::place::{self, NOWHERE};
-use crate::{bulk, conflicts, provision, stop};
+use crate::{bulk, conflicts, provision, purge, stop};
 
 /// How much of each kind one worker does at once.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,12 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             hooks: None,
         })
         .with(KindSpec {
+            name: purge::KIND,
+            args_versions: purge::ARGS_VERSIONS,
+            policy: purge::POLICY,
+            hooks: Some(Arc::new(purge::PurgeHooks)),
+        })
+        .with(KindSpec {
             name: bulk::KIND,
             args_versions: bulk::ARGS_VERSIONS,
             policy: bulk::POLICY,
@@ -53,6 +59,7 @@ pub fn executors(
     backends: &Arc<Backends>,
     kinds: &Kinds,
     admitter: &Admitter,
+    namespaces: Option<Arc<dyn purge::Namespaces>>,
 ) -> HashMap<&'static str, Arc<dyn Executor>> {
     let provision: Arc<dyn Executor> = Arc::new(provision::ProvisionExecutor {
         fleet: Arc::clone(fleet),
@@ -61,6 +68,11 @@ pub fn executors(
     let stop: Arc<dyn Executor> = Arc::new(stop::StopExecutor {
         backends: Arc::clone(backends),
     });
+    let purge: Arc<dyn Executor> = Arc::new(purge::PurgeExecutor {
+        fleet: Arc::clone(fleet),
+        backends: Arc::clone(backends),
+        namespaces,
+    });
     let bulk: Arc<dyn Executor> = Arc::new(bulk::BulkExecutor {
         kinds: kinds.clone(),
         admitter: admitter.clone(),
@@ -68,6 +80,7 @@ pub fn executors(
     [
         (provision::KIND, provision),
         (stop::KIND, stop),
+        (purge::KIND, purge),
         (bulk::KIND, bulk),
     ]
     .into_iter()
@@ -78,7 +91,7 @@ pub fn executors(
 /// The queues a worker reads, given the engine it has.
 #[must_use]
 pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
-    [provision::KIND, stop::KIND]
+    [provision::KIND, stop::KIND, purge::KIND]
         .into_iter()
         .flat_map(|kind| {
             std::iter::once(NOWHERE)

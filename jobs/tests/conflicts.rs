@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use longshore_base::testing::TestDatabase;
 use longshore_base::{JobId, schema};
-use longshore_jobs::{JobsConfig, kinds, provision, stop};
+use longshore_jobs::{JobsConfig, kinds, provision, purge, stop};
 use longshore_ledger::testing::Steps;
 use longshore_ledger::{JobError, NewJob, Older, Verdict, enqueue, resolve_conflicts};
 use sqlx::PgPool;
@@ -22,7 +22,7 @@ enum Fate {
 use Fate::{IsAskedToStop, IsSuperseded, Stays};
 
 /// By the newer and the older kind; in the order of [`Older::ALL`].
-const FATES: [(&str, &str, [Fate; 4]); 4] = [
+const FATES: [(&str, &str, [Fate; 4]); 7] = [
     (provision::KIND, provision::KIND, [Stays; 4]),
     (provision::KIND, stop::KIND, [Stays; 4]),
     (
@@ -35,6 +35,17 @@ const FATES: [(&str, &str, [Fate; 4]); 4] = [
         stop::KIND,
         [IsSuperseded, IsSuperseded, IsSuperseded, Stays],
     ),
+    (
+        purge::KIND,
+        provision::KIND,
+        [IsSuperseded, IsSuperseded, IsSuperseded, IsAskedToStop],
+    ),
+    (
+        purge::KIND,
+        stop::KIND,
+        [IsSuperseded, IsSuperseded, IsSuperseded, Stays],
+    ),
+    (purge::KIND, purge::KIND, [Stays; 4]),
 ];
 
 #[tokio::test]

@@ -131,6 +131,22 @@ pub async fn enqueue(tx: &mut PgConnection, mut job: NewJob) -> Result<Enqueued,
     }
 }
 
+/// Lets a job that waits for its time be due now. Does nothing to any other. Its queue is to be poked after the commit.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn hurry(tx: &mut PgConnection, id: JobId) -> Result<(), LedgerError> {
+    sqlx::query!(
+        "UPDATE jobs SET run_at = longshore_now(), revision = revision + 1
+         WHERE id = $1 AND state = 'scheduled' AND wait = 'time' AND run_at > longshore_now()",
+        id.0
+    )
+    .execute(tx)
+    .await
+    .map_err(LedgerError::database("letting a job be due"))?;
+    Ok(())
+}
+
 /// Writes many jobs of one shape at once, each with a key of its own, or with none where that is empty: for imports and
 /// benchmarks. No deduplication.
 ///

@@ -27,6 +27,8 @@ mod programs;
 mod servers;
 mod stores;
 mod streams;
+mod stub;
+mod switch;
 mod teardown;
 mod wait;
 mod workspaces;
@@ -39,6 +41,8 @@ pub use process::{LogLine, Process};
 pub use programs::{agent_binary, longshore};
 pub use servers::{OwnPostgres, OwnRedis};
 pub use streams::{EventStream, Socket};
+pub use stub::RecordingStub;
+pub use switch::EngineSwitch;
 pub use wait::{PATIENCE, wait_until};
 
 /// Ends the test here, loudly, when no Docker engine answers and that was said to be all right.

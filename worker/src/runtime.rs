@@ -6,6 +6,7 @@ use std::time::Duration;
 use longshore_backends::{Backend, Backends};
 use longshore_base::pools::Pools;
 use longshore_fleet::Fleet;
+use longshore_jobs::purge::Namespaces;
 use longshore_jobs::{executors, queues};
 use longshore_ledger::{
     Admitter, Engine, EngineConfig, EngineError, EngineHealth, Hints, Kinds, Retention,
@@ -50,6 +51,8 @@ pub struct WorkerParts {
     pub hints: Hints,
     /// The way from scheduled to queued.
     pub admitter: Admitter,
+    /// Where the memories of purged workspaces are forgotten, if anywhere.
+    pub namespaces: Option<Arc<dyn Namespaces>>,
 }
 
 /// The worker could not start.
@@ -77,9 +80,10 @@ impl Worker {
             kinds,
             hints,
             admitter,
+            namespaces,
         } = parts;
         let stop = CancellationToken::new();
-        let executors = executors(&fleet, &backends, &kinds, &admitter);
+        let executors = executors(&fleet, &backends, &kinds, &admitter, namespaces);
         let engine = Engine::start(
             config.engine,
             pools.clone(),

@@ -1,11 +1,11 @@
-//! Deleting: the rows become tombstones at once; what they left running is stopped by a job.
+//! Deleting: the rows become tombstones at once; a job takes down what they left running, and with `purge` deletes them
+//! for good.
 
 use std::time::Duration;
 
-use longshore_base::{JobId, WorkspaceId};
-use longshore_fleet::workspace::{RemovedSet, list_children, remove_workspaces};
-use longshore_jobs::stop;
-use longshore_ledger::inspect::{JobView, find_job};
+use longshore_base::WorkspaceId;
+use longshore_fleet::workspace::{list_children, remove_workspaces};
+use longshore_jobs::purge::{self, Asked, Pass, Removal};
 use poem::http::StatusCode;
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, Object};
@@ -19,52 +19,56 @@ use crate::state::ApiState;
 
 const FAILED: &str = "failed to delete workspace";
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
+/// Workspaces that an error names.
+const NAMED: usize = 20;
 
 /// A workspace that was deleted.
 #[derive(Object)]
 pub(crate) struct DeletedWorkspace {
-    /// Always `removed`.
+    /// `removed`, or `purged` when the rows are gone too.
     status: String,
-    /// How many were below it.
+    /// How many below it were deleted with it.
     cascade_deleted: u64,
-    /// The job that stops what still runs; absent where nothing does.
+    /// The job that takes down what still runs; absent where nothing does.
     #[oai(skip_serializing_if_is_none)]
     job_id: Option<Uuid>,
 }
 
 #[derive(ApiResponse)]
 pub(crate) enum DeleteWorkspaceResponse {
-    /// It is removed, and nothing of it runs any more.
+    /// It is removed or purged, and nothing of it runs any more.
     #[oai(status = 200)]
     Removed(
         Json<DeletedWorkspace>,
-        /// The job that stopped what ran.
+        /// The job that took it down.
         #[oai(header = "Location")]
         Option<String>,
     ),
-    /// It is removed; what ran is still being stopped.
+    /// It is removed; what is left of it is still being taken down.
     #[oai(status = 202)]
-    Stopping(
+    UnderWay(
         Json<DeletedWorkspace>,
-        /// The job that stops what runs.
+        /// The job that takes it down.
         #[oai(header = "Location")]
         Option<String>,
     ),
 }
 
+/// What a client wants deleted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deletion {
+    pub(crate) id: WorkspaceId,
+    /// Also what is below it.
+    pub(crate) confirm: bool,
+    /// Also the rows, and what was written.
+    pub(crate) purge: bool,
+}
+
 pub(crate) async fn delete(
     state: &ApiState,
     caller: &Principal,
-    id: WorkspaceId,
-    confirm: bool,
-    purge: bool,
+    Deletion { id, confirm, purge }: Deletion,
 ) -> ApiResult<DeleteWorkspaceResponse> {
-    if purge {
-        return Err(ApiError::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "purge is not available in this version",
-        ));
-    }
     if !confirm {
         check_no_children(state, id).await?;
     }
@@ -81,20 +85,24 @@ pub(crate) async fn delete(
             "workspace changed meanwhile — please retry",
         ));
     }
-    let removal = stop::request_removal(&mut tx, &state.kinds, &removed, &caller.name())
+    let removal = purge::request(&mut tx, &state.kinds, &removed, purge, &caller.name())
         .await
-        .map_err(|error| ApiError::internal(FAILED, error))?;
+        .map_err(|error| ApiError::ledger(error, FAILED))?;
     tx.commit()
         .await
         .map_err(|error| ApiError::database(error, FAILED))?;
-    for id in removed.ids() {
-        state.fleet.presence.clear(id).await;
+    for id in &removal.ids {
+        state.fleet.presence.clear(*id).await;
     }
     state.poke(&removal.pokes);
     // What was bringing them up has been asked to stop.
     state.admitter.poke_cancels();
-    let jobs: Vec<_> = removal.jobs.iter().map(|(_, job)| job.job_id).collect();
-    answer(state, &removed, &jobs).await
+    let cascade_deleted = if purge {
+        removal.ids.len().saturating_sub(1)
+    } else {
+        removed.cascade_deleted
+    };
+    answer(state, &removal, cascade_deleted, purge).await
 }
 
 async fn check_no_children(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {
@@ -120,78 +128,90 @@ async fn check_no_children(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {
         .member("children", named))
 }
 
-/// What the first pass of the stops came to.
-enum FirstPass {
-    Stopped,
-    Failed { failures: usize, detail: String },
-    UnderWay,
-}
-
 async fn answer(
     state: &ApiState,
-    removed: &RemovedSet,
-    jobs: &[JobId],
+    removal: &Removal,
+    cascade_deleted: usize,
+    purge: bool,
 ) -> ApiResult<DeleteWorkspaceResponse> {
-    let job = jobs.last();
-    let body = Json(DeletedWorkspace {
-        status: "removed".to_owned(),
-        cascade_deleted: removed.cascade_deleted as u64,
-        job_id: job.map(|job| job.0),
-    });
-    let location = job.map(|job| format!("/jobs/{job}"));
-    let pass = timeout(state.config.removal_wait, first_pass(state, jobs))
-        .await
-        .unwrap_or(FirstPass::UnderWay);
-    match pass {
-        FirstPass::Stopped => Ok(DeleteWorkspaceResponse::Removed(body, location)),
-        FirstPass::UnderWay => Ok(DeleteWorkspaceResponse::Stopping(body, location)),
-        FirstPass::Failed { failures, detail } => Err(ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!(
-                "workspace marked removed, but {failures} stop call(s) failed — please retry: {detail}"
-            ),
-        )
-        .member("removed_count", removed.workspaces.len())
-        .member("stop_failures", failures)),
-    }
-}
-
-/// Looks at the jobs, holding no connection in between, until each has ended or failed once.
-async fn first_pass(state: &ApiState, jobs: &[JobId]) -> FirstPass {
-    let mut left = jobs.to_vec();
-    let mut failed = Vec::new();
-    while !left.is_empty() {
-        let mut waiting = Vec::new();
-        for id in left {
-            match look(state, id).await {
-                Some(job) if job.state == "succeeded" || job.state == "superseded" => {}
-                Some(job) if job.is_terminal() || job.last_error.is_some() => failed.push(job),
-                Some(_) | None => waiting.push(id),
-            }
-        }
-        left = waiting;
-        if !left.is_empty() {
-            tokio::time::sleep(LOOK_PERIOD).await;
-        }
-    }
-    if failed.is_empty() {
-        return FirstPass::Stopped;
-    }
-    // Ids and states only: what the backend said is in the log and in the job.
-    let detail: Vec<_> = failed
-        .iter()
-        .map(|job| match job.workspace_id {
-            Some(id) => format!("{id}: {}", job.state),
-            None => job.state.to_owned(),
+    let job = removal.jobs.first().map(|asked| asked.job_id);
+    let body = |status: &str| {
+        Json(DeletedWorkspace {
+            status: status.to_owned(),
+            cascade_deleted: cascade_deleted as u64,
+            job_id: job.map(|job| job.0),
         })
+    };
+    let location = job.map(|job| format!("/jobs/{job}"));
+    let passes = timeout(
+        state.config.removal_wait,
+        first_passes(state, removal, purge),
+    )
+    .await;
+    let passes = passes.unwrap_or_else(|_| vec![Pass::UnderWay]);
+    let not_stopped: Vec<_> = passes
+        .iter()
+        .filter_map(|pass| match pass {
+            Pass::NotStopped(workspaces) => Some(workspaces),
+            Pass::UnderWay | Pass::Stopped | Pass::RowsNotDeleted | Pass::Done => None,
+        })
+        .flatten()
         .collect();
-    FirstPass::Failed {
-        failures: failed.len(),
-        detail: detail.join(", "),
+    if !not_stopped.is_empty() {
+        return Err(not_all_stopped(&not_stopped, removal.ids.len()));
     }
+    if passes.contains(&Pass::RowsNotDeleted) {
+        return Err(ApiError::internal(
+            "purge failed",
+            "the job could not delete the rows, and tries again",
+        ));
+    }
+    if passes.contains(&Pass::UnderWay) {
+        return Ok(DeleteWorkspaceResponse::UnderWay(body("removed"), location));
+    }
+    let status = if purge { "purged" } else { "removed" };
+    Ok(DeleteWorkspaceResponse::Removed(body(status), location))
 }
 
-async fn look(state: &ApiState, id: JobId) -> Option<JobView> {
-    let mut conn = state.connection(FAILED).await.ok()?;
-    find_job(&mut conn, id).await.ok().flatten()
+fn not_all_stopped(workspaces: &[&(WorkspaceId, String)], all: usize) -> ApiError {
+    let failures = workspaces.len();
+    let named = workspaces.iter().take(NAMED);
+    let detail: Vec<_> = named.map(|(id, why)| format!("{id}: {why}")).collect();
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!(
+            "workspace marked removed, but {failures} stop call(s) failed — please retry: {}",
+            detail.join(", ")
+        ),
+    )
+    .member("removed_count", all)
+    .member("stop_failures", failures)
+}
+
+/// Looks at the jobs, holding no connection in between, until the first pass of each has ended; for a purge until all is
+/// done that a pass can do.
+async fn first_passes(state: &ApiState, removal: &Removal, purge: bool) -> Vec<Pass> {
+    let mut ended = Vec::new();
+    for asked in &removal.jobs {
+        let pass = loop {
+            match look(state, *asked).await {
+                Pass::UnderWay => {}
+                Pass::Stopped if purge => {}
+                pass => break pass,
+            }
+            tokio::time::sleep(LOOK_PERIOD).await;
+        };
+        ended.push(pass);
+    }
+    ended
+}
+
+/// Whoever cannot look now looks again in a moment.
+async fn look(state: &ApiState, asked: Asked) -> Pass {
+    let Ok(mut conn) = state.connection(FAILED).await else {
+        return Pass::UnderWay;
+    };
+    purge::look(&mut conn, asked)
+        .await
+        .unwrap_or(Pass::UnderWay)
 }

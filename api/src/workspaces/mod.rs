@@ -20,7 +20,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use self::create::{CreateWorkspaceRequest, CreateWorkspaceResponse};
-use self::delete::DeleteWorkspaceResponse;
+use self::delete::{DeleteWorkspaceResponse, Deletion};
 pub(crate) use self::lifecycle::LifecycleApi;
 use self::logs::LogsResponse;
 use self::patch::{PatchWorkspaceRequest, PatchedWorkspace};
@@ -138,7 +138,8 @@ impl WorkspacesApi {
         Ok(Json(PatchedWorkspace::new(patched)))
     }
 
-    /// Deletes a workspace and everything below it: the rows are marked at once, their containers are stopped by a job.
+    /// Deletes a workspace and everything below it: the rows are marked at once, their containers are taken down by a job,
+    /// which the request waits for, 12 s at most. 500 when that could not stop something; it goes on trying.
     #[oai(
         path = "/workspaces/:id",
         method = "delete",
@@ -151,18 +152,16 @@ impl WorkspacesApi {
         id: Path<Uuid>,
         /// `true` deletes what is below as well.
         confirm: Query<Option<String>>,
-        /// `true` would delete the rows for good.
+        /// `true` deletes the rows for good, with all that the agents have written.
         purge: Query<Option<String>>,
     ) -> ApiResult<DeleteWorkspaceResponse> {
         let is_true = |value: Query<Option<String>>| value.0.as_deref() == Some("true");
-        delete::delete(
-            &state,
-            &access.0,
-            WorkspaceId(id.0),
-            is_true(confirm),
-            is_true(purge),
-        )
-        .await
+        let deletion = Deletion {
+            id: WorkspaceId(id.0),
+            confirm: is_true(confirm),
+            purge: is_true(purge),
+        };
+        delete::delete(&state, &access.0, deletion).await
     }
 
     /// Shows what a workspace's container wrote, or streams it with `follow`.

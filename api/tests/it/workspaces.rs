@@ -226,7 +226,11 @@ async fn a_delete_takes_the_subtree_when_that_is_confirmed() {
         location,
         format!("/jobs/{}", deleted["job_id"].as_str().unwrap())
     );
-    assert_eq!(app.count("jobs WHERE kind = 'stop'").await, 3);
+    assert_eq!(app.count("jobs WHERE kind = 'purge'").await, 1);
+    let job = app.admin(Method::GET, &location).send().await.unwrap();
+    let job = expect(job, StatusCode::OK).await;
+    let ids = job["args"]["ids"].as_array().unwrap();
+    assert!(ids.len() == 3 && ids[2] == json!(root.id), "{job}");
 
     for agent in [&root, &child, &grandchild] {
         let path = format!("/workspaces/{}", agent.id);
@@ -252,23 +256,57 @@ async fn a_delete_takes_the_subtree_when_that_is_confirmed() {
     let list = app.admin(Method::GET, "/workspaces").send().await.unwrap();
     assert_eq!(expect(list, StatusCode::OK).await, json!([]));
 
-    // Again: the same stops are asked for, and nothing is announced twice.
+    // Again: the same job is waited for, and nothing is announced twice.
     let events = app.count("structure_events").await;
     let answer = app.admin(Method::DELETE, &confirmed).send().await.unwrap();
     expect(answer, StatusCode::ACCEPTED).await;
     assert_eq!(app.count("structure_events").await, events);
-    assert_eq!(app.count("jobs WHERE kind = 'stop'").await, 3);
+    assert_eq!(app.count("jobs WHERE kind = 'purge'").await, 1);
 
     let unknown = format!("/workspaces/{}", longshore_base::WorkspaceId::random());
     let answer = app.admin(Method::DELETE, &unknown).send().await.unwrap();
     let error = expect_error(answer, StatusCode::NOT_FOUND).await;
     assert_eq!(error, "workspace not found");
+    // A purge is another job, for it does more.
     let purge = app
         .admin(Method::DELETE, &format!("{path}?purge=true"))
         .send()
         .await
         .unwrap();
-    expect_error(purge, StatusCode::NOT_IMPLEMENTED).await;
+    let purge = expect(purge, StatusCode::ACCEPTED).await;
+    assert_eq!(
+        (&purge["status"], &purge["cascade_deleted"]),
+        (&json!("removed"), &json!(2))
+    );
+    assert_eq!(app.count("jobs WHERE kind = 'purge'").await, 2);
+}
+
+#[tokio::test]
+async fn a_delete_that_spans_engines_has_a_job_on_each_of_them() {
+    let app = TestApp::start().await;
+    let root = app.insert_named("root").await;
+    let child = app.insert_child("child", root.id).await;
+    app.insert_child("never ran", root.id).await;
+    write_engine_directly(&app, root.id).await;
+    sqlx::query("UPDATE workspaces SET engine_id = 'another' WHERE id = $1")
+        .bind(child.id)
+        .execute(app.database.pool())
+        .await
+        .unwrap();
+    let path = format!("/workspaces/{}?confirm=true", root.id);
+    let answer = app.admin(Method::DELETE, &path).send().await.unwrap();
+    let deleted = expect(answer, StatusCode::ACCEPTED).await;
+    let jobs = app.admin(Method::GET, "/jobs?kind=purge").send().await;
+    let jobs = expect(jobs.unwrap(), StatusCode::OK).await;
+    let mut queues: Vec<_> = jobs["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|job| (job["queue"].as_str().unwrap(), &job["id"]))
+        .collect();
+    queues.sort_by_key(|(queue, _)| *queue);
+    assert_eq!(queues[0].0, "purge@another");
+    assert_eq!(queues[1], ("purge@engine", &deleted["job_id"]));
 }
 
 #[tokio::test]
@@ -284,7 +322,7 @@ async fn what_was_never_on_an_engine_is_deleted_at_once() {
             json!({ "status": "removed", "cascade_deleted": cascade_deleted })
         );
     }
-    assert_eq!(app.count("jobs WHERE kind = 'stop'").await, 0);
+    assert_eq!(app.count("jobs WHERE kind = 'purge'").await, 0);
 }
 
 #[tokio::test]

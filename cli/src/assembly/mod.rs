@@ -6,6 +6,7 @@
 mod api;
 mod database;
 mod docker;
+mod memory;
 mod metrics;
 mod worker;
 

@@ -8,7 +8,7 @@ use longshore_jobs::JobsConfig;
 use longshore_ledger::{EngineConfig, EngineHealth, Kinds};
 use longshore_worker::{Worker, WorkerConfig, WorkerParts};
 
-use super::Core;
+use super::{Core, memory};
 use crate::settings::worker::WorkerSettings;
 
 /// Every kind, as much as any process must know of it.
@@ -51,6 +51,7 @@ impl Core {
             kinds: self.kinds.clone(),
             hints: self.hints.clone(),
             admitter: self.admitter.clone(),
+            namespaces: memory::namespaces(self.settings.memory_plugin_url.as_deref())?,
         };
         let worker = Worker::start(config, parts).await?;
         tracing::info!(worker = worker.health().worker, "the worker takes jobs");

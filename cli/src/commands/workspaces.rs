@@ -51,6 +51,9 @@ enum WorkspacesCommand {
         /// Delete its sub-workspaces with it, without asking.
         #[arg(long, short = 'y', visible_alias = "confirm")]
         yes: bool,
+        /// Delete it for good: its rows, and what its agent has written in its volumes.
+        #[arg(long)]
+        purge: bool,
     },
     /// Show what a workspace's agent wrote.
     Logs(LogsArgs),
@@ -112,7 +115,9 @@ pub(crate) async fn run(args: WorkspacesArgs) -> anyhow::Result<Exit> {
         WorkspacesCommand::Create(create_args) => create(&client, create_args, json).await,
         WorkspacesCommand::List => list(&client, json).await,
         WorkspacesCommand::Get { id } => get(&client, &id, json).await,
-        WorkspacesCommand::Delete { id, yes } => delete(&client, &id, yes, json).await,
+        WorkspacesCommand::Delete { id, yes, purge } => {
+            delete(&client, &id, (yes, purge), json).await
+        }
         WorkspacesCommand::Logs(logs_args) => logs(&client, &logs_args, json).await,
     }
 }
@@ -267,14 +272,19 @@ async fn get(client: &Client, id: &str, json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn delete(client: &Client, id: &str, yes: bool, json: bool) -> anyhow::Result<Exit> {
+async fn delete(
+    client: &Client,
+    id: &str,
+    (yes, purge): (bool, bool),
+    json: bool,
+) -> anyhow::Result<Exit> {
     let path = format!("/workspaces/{id}");
-    let query = |confirm: bool| {
-        if confirm {
-            vec![("confirm", "true".to_owned())]
-        } else {
-            Vec::new()
-        }
+    let query = |confirm: bool| -> Vec<_> {
+        [("confirm", confirm), ("purge", purge)]
+            .into_iter()
+            .filter(|(_, wanted)| *wanted)
+            .map(|(name, _)| (name, "true".to_owned()))
+            .collect()
     };
     let answer = match client.delete::<Value>(&path, &query(yes)).await {
         Err(ClientError::Refused { body, .. })
@@ -302,13 +312,15 @@ async fn delete(client: &Client, id: &str, yes: bool, json: bool) -> anyhow::Res
         print_json(&answer);
         return Ok(Exit::Done);
     }
-    let job = text(&answer, "job_id");
-    print_line(
-        &match (text(&answer, "cascade_deleted").as_str(), job.as_str()) {
-            ("" | "0", _) => format!("workspace {id} removed"),
-            (others, _) => format!("workspace {id} and {others} sub-workspaces removed"),
-        },
-    );
+    let status = text(&answer, "status");
+    print_line(&match text(&answer, "cascade_deleted").as_str() {
+        "" | "0" => format!("workspace {id} {status}"),
+        others => format!("workspace {id} and {others} sub-workspaces {status}"),
+    });
+    if purge && status != "purged" {
+        let job = text(&answer, "job_id");
+        eprintln!("the purge is still under way: longshore jobs watch {job}");
+    }
     Ok(Exit::Done)
 }
 

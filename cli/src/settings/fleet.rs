@@ -59,6 +59,10 @@ pub(crate) struct FleetSettings {
     #[arg(long = "awareness-url", env = "AWARENESS_URL", value_name = "URL", value_parser = parse::http_url)]
     pub(crate) awareness_url: Option<String>,
 
+    /// Memory plugin, told by workers which workspaces were purged. Unset: nothing is told.
+    #[arg(long = "memory-plugin-url", env = "MEMORY_PLUGIN_URL", value_name = "URL", hide_env_values = true, value_parser = parse::http_url)]
+    pub(crate) memory_plugin_url: Option<String>,
+
     /// Mail domain of the git identity of agents.
     #[arg(
         long = "agent-git-email-domain",

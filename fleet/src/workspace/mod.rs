@@ -7,6 +7,7 @@ mod create;
 pub(crate) mod fields;
 mod patch;
 mod pause;
+mod purge;
 mod remove;
 mod row;
 pub(crate) mod tree;
@@ -14,10 +15,11 @@ pub(crate) mod tree;
 pub use create::{CreateError, NewWorkspace, Position, create_workspace};
 pub use patch::{PatchError, Patched, PatchedBy, WorkspacePatch, patch_workspace};
 pub use pause::{ResumeError, Resumed, pause_workspaces, resume_workspaces};
+pub use purge::{Purged, clear_footprints, purge_workspaces};
 pub use remove::{Child, RemovedSet, RemovedWorkspace, list_children, remove_workspaces};
 pub(crate) use row::LOCAL_HOST;
 pub use row::{
     DeliveryMode, EXTERNAL, Workspace, WorkspaceAccess, awareness_namespace, find_workspace,
-    list_workspaces, load_workspace, lock_workspace, record_outbound,
+    find_workspaces, list_workspaces, load_workspace, lock_workspace, record_outbound,
 };
 pub use tree::{MAX_DEPTH, find_paused_ancestor, organisation_root};

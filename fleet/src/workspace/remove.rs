@@ -92,6 +92,12 @@ impl RemovedSet {
             .map(|workspace| workspace.id)
             .collect()
     }
+
+    /// What is to be taken down, the root last; with what earlier deletes removed for a purge.
+    pub fn to_take_down(&self, purge: bool) -> impl Iterator<Item = &RemovedWorkspace> {
+        let earlier = if purge { self.earlier.as_slice() } else { &[] };
+        earlier.iter().chain(&self.workspaces)
+    }
 }
 
 /// Removes a workspace and everything below it: status, places on the canvas, tokens, a new generation, and an event for

@@ -264,6 +264,22 @@ pub async fn lock_workspace(
     )
 }
 
+/// Those of these workspaces whose rows there are, in the order of their ids.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn find_workspaces(
+    conn: &mut PgConnection,
+    ids: &[WorkspaceId],
+) -> Result<Vec<Workspace>, FleetError> {
+    let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+    Ok(
+        select_workspaces!("WHERE w.id = ANY($1) ORDER BY w.id", &ids)
+            .fetch_all(conn)
+            .await?,
+    )
+}
+
 /// Finds several workspaces and holds their rows until the transaction ends, in the order of their ids.
 pub(crate) async fn lock_workspaces(
     tx: &mut PgConnection,

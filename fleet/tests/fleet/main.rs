@@ -12,6 +12,7 @@ mod liveness;
 mod patch;
 mod pause;
 mod provisioning;
+mod purge;
 mod registry;
 mod remove;
 mod setup;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use longshore_backends::{BackendError, Backends, StopTarget, VolumeScope};
 use longshore_base::WorkspaceId;
-use longshore_fleet::workspace::{RemovedSet, Workspace, organisation_root};
+use longshore_fleet::workspace::{Workspace, organisation_root};
 use longshore_ledger::{
     Backoff, Enqueued, Executor, Jitter, JobError, Kinds, LedgerError, NewJob, Policy, RunContext,
     Verdict, enqueue, resolve_conflicts,
@@ -42,7 +42,8 @@ pub struct Args {
     pub workspace_id: WorkspaceId,
     /// The newest generation that may be removed.
     pub generation: i64,
-    /// Whether config and session volumes go too.
+    /// Whether config and session volumes go too. Deletes asked so before there was `purge`; such jobs may still wait.
+    #[serde(default)]
     pub remove_volumes: bool,
 }
 
@@ -56,35 +57,8 @@ pub struct Stops {
     pub pokes: Vec<String>,
 }
 
-/// Asks that what runs for removed workspaces is stopped: a job for each that can have something running. Older jobs that
-/// would bring one of them up end or are asked to.
-///
-/// # Errors
-/// [`LedgerError`]; nothing may be committed then.
-pub async fn request_removal(
-    tx: &mut PgConnection,
-    kinds: &Kinds,
-    removed: &RemovedSet,
-    created_by: &str,
-) -> Result<Stops, LedgerError> {
-    let mut stops = Stops::default();
-    for workspace in &removed.workspaces {
-        stops.overtake(tx, kinds, workspace.id, created_by).await?;
-        if workspace.may_have_run() {
-            let args = Args {
-                workspace_id: workspace.id,
-                generation: workspace.generation,
-                remove_volumes: true,
-            };
-            stops
-                .add(tx, workspace.engine_id.as_deref(), args, created_by)
-                .await?;
-        }
-    }
-    Ok(stops)
-}
-
-/// The same for workspaces that were paused: what they have written stays.
+/// Asks that what runs for paused workspaces is stopped: a job for each that can have something running. What they have
+/// written stays. Older jobs that would bring one of them up end or are asked to.
 ///
 /// # Errors
 /// [`LedgerError`]; nothing may be committed then.

@@ -201,6 +201,21 @@ pub async fn find_job(conn: &mut PgConnection, id: JobId) -> Result<Option<JobVi
     Ok(found.into_iter().next())
 }
 
+/// What the runs of a live job have left for the next one; none of one that has ended.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn find_checkpoint(
+    conn: &mut PgConnection,
+    id: JobId,
+) -> Result<Option<serde_json::Value>, LedgerError> {
+    let found = sqlx::query_scalar!("SELECT checkpoint FROM jobs WHERE id = $1", id.0)
+        .fetch_optional(conn)
+        .await
+        .map_err(LedgerError::database("reading what a job's runs have left"))?;
+    Ok(found.flatten())
+}
+
 /// Jobs that fit, newest first.
 ///
 /// # Errors
