@@ -8,6 +8,7 @@ mod cli;
 mod cli_queues;
 mod crash;
 mod fencing;
+mod hibernate;
 mod idempotency;
 mod jobs;
 mod pause;

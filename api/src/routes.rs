@@ -153,6 +153,7 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Delete, "/workspaces/{id}", Class::Admin),
     post("/workspaces/{id}/pause", Class::Workspace, Keyed),
     post("/workspaces/{id}/resume", Class::Workspace, Keyed),
+    post("/workspaces/{id}/hibernate", Class::Workspace, Keyed),
     route(Verb::Get, "/workspaces/{id}/state", Class::State),
     route(Verb::Get, "/workspaces/{id}/logs", Class::Workspace)
         .strict(&["tail", "since", "follow"]),

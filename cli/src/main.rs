@@ -59,6 +59,8 @@ enum Command {
     Pause(lifecycle::LifecycleArgs),
     /// Bring a paused workspace up again, with what was paused below it.
     Resume(lifecycle::LifecycleArgs),
+    /// Stop a workspace that has nothing to do until somebody sends it a message.
+    Hibernate(lifecycle::HibernateArgs),
     /// List, show, follow, cancel, retry and discard jobs.
     Jobs(Box<jobs::JobsArgs>),
     /// Look at queues; pause, drain, close, resume and limit them.
@@ -121,6 +123,7 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Workspaces(args) => Box::pin(workspaces::run(args)).await,
             Command::Pause(args) => Box::pin(lifecycle::pause(args)).await,
             Command::Resume(args) => Box::pin(lifecycle::resume(args)).await,
+            Command::Hibernate(args) => Box::pin(lifecycle::hibernate(args)).await,
             Command::Jobs(args) => Box::pin(jobs::run(*args)).await,
             Command::Queues(args) => Box::pin(queues::run(args)).await,
             Command::Holds(args) => Box::pin(holds::run(args)).await,

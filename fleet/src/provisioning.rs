@@ -74,7 +74,7 @@ pub async fn begin(tx: &mut PgConnection, id: WorkspaceId) -> Result<Begin, Flee
     }
     sqlx::query!(
         "UPDATE workspaces SET status = $2, provision_generation = provision_generation + 1, container_id = NULL,
-                               provision_started_at = longshore_now(), updated_at = longshore_now()
+                               provision_started_at = longshore_now(), idle_since = NULL, updated_at = longshore_now()
          WHERE id = $1",
         id as WorkspaceId,
         WorkspaceStatus::Provisioning as WorkspaceStatus,

@@ -66,6 +66,7 @@ pub fn executors(
         backends: Arc::clone(backends),
     });
     let stop: Arc<dyn Executor> = Arc::new(stop::StopExecutor {
+        fleet: Arc::clone(fleet),
         backends: Arc::clone(backends),
     });
     let purge: Arc<dyn Executor> = Arc::new(purge::PurgeExecutor {

@@ -5,6 +5,7 @@
 
 mod driver;
 mod health_sweep;
+mod hibernation;
 mod hold_expiry;
 mod liveness;
 mod provision_timeout;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::{Owner, Reconciler, drive};
 use crate::health_sweep::HealthSweep;
+use crate::hibernation::{Hibernation, Sleep, StuckHibernating};
 use crate::hold_expiry::HoldExpiry;
 use crate::liveness::Liveness;
 use crate::provision_timeout::ProvisionTimeout;
@@ -35,6 +36,8 @@ pub struct WorkerConfig {
     pub external_stale_after: Duration,
     /// How long finished jobs are kept.
     pub retention: Retention,
+    /// Minutes of idleness after which workspaces that say nothing of it themselves are hibernated; none for never.
+    pub hibernation_idle_minutes: Option<i32>,
 }
 
 /// What a worker is made of, shared with whatever else runs in the process.
@@ -87,7 +90,7 @@ impl Worker {
         let engine = Engine::start(
             config.engine,
             pools.clone(),
-            kinds,
+            kinds.clone(),
             executors,
             (hints, admitter.clone()),
             &queues(None),
@@ -104,7 +107,13 @@ impl Worker {
                     .unwrap_or_default()
             }),
         };
-        let everywhere: [Arc<dyn Reconciler>; 4] = [
+        let sleep = Sleep {
+            pool: pools.work.clone(),
+            fleet: Arc::clone(&fleet),
+            kinds,
+            admitter: admitter.clone(),
+        };
+        let everywhere: [Arc<dyn Reconciler>; 6] = [
             Arc::new(Liveness::new(
                 pools.work.clone(),
                 Arc::clone(&fleet),
@@ -124,6 +133,11 @@ impl Worker {
                 fleet: Arc::clone(&fleet),
                 admitter,
             }),
+            Arc::new(Hibernation {
+                sleep: sleep.clone(),
+                default_minutes: config.hibernation_idle_minutes,
+            }),
+            Arc::new(StuckHibernating { sleep }),
         ];
         let mut loops: Vec<_> = everywhere
             .into_iter()

@@ -42,6 +42,7 @@ use crate::body::{MESSAGE_LIMIT, read};
 use crate::document::Tag;
 use crate::problem::{ApiError, ApiResult};
 use crate::state::{ApiState, Shared};
+use crate::workspaces::wake;
 
 /// A message as it arrived.
 pub(crate) struct MessageBody(Bytes);
@@ -175,9 +176,9 @@ impl A2aApi {
             let envelope = Envelope::normalise(&body.0)?;
             return enqueue(&state, &target, sender, &envelope).await;
         }
-        let url = target
-            .dispatch_url(&state.fleet.config)
-            .ok_or_else(|| no_url(&target))?;
+        let Some(url) = target.dispatch_url(&state.fleet.config) else {
+            return Err(without_url(&state, &target, &access.0).await?);
+        };
         let policy = state.fleet.config.url_policy();
         let url = url_safety::check(&policy, &url, target.url_owner())
             .await
@@ -242,6 +243,20 @@ fn fetches_messages(target: &Workspace) -> bool {
         Some(DeliveryMode::Push) => false,
         None => target.url.is_empty(),
     }
+}
+
+/// What the sender hears of a workspace that cannot be called; one that hibernates is woken.
+async fn without_url(
+    state: &ApiState,
+    target: &Workspace,
+    sender: &Principal,
+) -> ApiResult<ApiError> {
+    if target.status == WorkspaceStatus::Hibernated
+        && let Some(waking) = wake(state, target, sender).await?
+    {
+        return Ok(waking);
+    }
+    Ok(no_url(target))
 }
 
 fn no_url(target: &Workspace) -> ApiError {

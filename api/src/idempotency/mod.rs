@@ -5,6 +5,9 @@
 //! [`IdempotencyKey::once`], and returns what that gives it; its route says [`Keyed`](crate::routes::Repeat::Keyed) in
 //! the table. What comes after the commit, pokes above all, belongs behind `once`: a replay has nothing to poke for.
 //!
+//! A handler that waits for its job keeps the answer that names it, waits after the commit, and gives what came of that
+//! in its place; so does a repetition, which finds the job in the kept answer.
+//!
 //! Which answers are kept is said by [`is_kept`]. How, and why nothing can be left behind by a crash, stands in
 //! `longshore_fleet::idempotency`.
 
@@ -13,7 +16,9 @@ mod key;
 use std::marker::PhantomData;
 
 use bytes::Bytes;
+use longshore_base::JobId;
 use longshore_fleet::idempotency::{Claim, KeptAnswer, KeyedRequest, claim};
+use poem::http::header::LOCATION;
 use poem::http::{HeaderName, HeaderValue, StatusCode};
 use poem::{IntoResponse, Request, RequestBody, Response};
 use poem_openapi::registry::{MetaHeader, MetaParamIn, MetaResponses, MetaSchemaRef, Registry};
@@ -240,6 +245,24 @@ impl<R> Idempotent<R> {
             response,
             of: PhantomData,
         }
+    }
+}
+
+impl<R: IntoResponse> Idempotent<R> {
+    /// The job that the answer names.
+    pub(crate) fn job(&self) -> Option<JobId> {
+        let location = self.response.headers().get(LOCATION)?.to_str().ok()?;
+        location.strip_prefix("/jobs/")?.parse().ok()
+    }
+
+    /// What a wait for that job has led to, in the place of the answer that is kept. It says as that one does whether it
+    /// is one given before.
+    pub(crate) fn replaced_by(self, answer: R) -> Self {
+        let mut response = answer.into_response();
+        if let Some(replayed) = self.response.headers().get(REPLAYED) {
+            response.headers_mut().insert(REPLAYED, replayed.clone());
+        }
+        Self::new(response)
     }
 }
 

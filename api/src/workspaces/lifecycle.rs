@@ -4,12 +4,13 @@
 use longshore_base::WorkspaceId;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::find_workspace;
-use poem_openapi::param::Path;
+use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
 use poem_openapi::{Object, OpenApi};
 use uuid::Uuid;
 
 use super::FAILED;
+use super::hibernate::{self, HibernateWorkspaceResponse};
 use super::pause::{self, PauseWorkspaceResponse, ResumeWorkspaceResponse};
 use crate::auth::{StateAccess, WorkspaceAccess};
 use crate::document::Tag;
@@ -66,6 +67,28 @@ impl LifecycleApi {
         key: IdempotencyKey,
     ) -> ApiResult<Idempotent<ResumeWorkspaceResponse>> {
         pause::resume(&state, &access.0, key, WorkspaceId(id.0)).await
+    }
+
+    /// Stops a workspace that has nothing to do until somebody sends it a message. The request waits for the stop, 12 s at
+    /// most.
+    #[oai(
+        path = "/workspaces/:id/hibernate",
+        method = "post",
+        operation_id = "hibernate_workspace"
+    )]
+    async fn hibernate_workspace(
+        &self,
+        access: WorkspaceAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        /// `true` hibernates one that has tasks too.
+        force: Query<Option<String>>,
+        /// Makes the request safe to send again: a repetition with the same key gets the first answer.
+        #[oai(name = "Idempotency-Key")]
+        key: IdempotencyKey,
+    ) -> ApiResult<Idempotent<HibernateWorkspaceResponse>> {
+        let force = force.0.as_deref() == Some("true");
+        hibernate::hibernate(&state, &access.0, key, WorkspaceId(id.0), force).await
     }
 
     /// Tells an agent how its workspace stands. One that is gone is answered 404 with `deleted` true, also to the token

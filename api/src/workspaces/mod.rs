@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod hibernate;
 mod lifecycle;
 mod logs;
 mod patch;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 use self::create::{CreateWorkspaceRequest, CreateWorkspaceResponse};
 use self::delete::{DeleteWorkspaceResponse, Deletion};
+pub(crate) use self::hibernate::wake;
 pub(crate) use self::lifecycle::LifecycleApi;
 use self::logs::LogsResponse;
 use self::patch::{PatchWorkspaceRequest, PatchedWorkspace};

@@ -122,7 +122,10 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
     match (route.verb, route.path) {
         (Verb::Get | Verb::Delete, _) => None,
         (Verb::Post, path) if takes_only_a_reason(path) => None,
-        (Verb::Post, "/workspaces/{id}/pause" | "/workspaces/{id}/resume") => None,
+        (
+            Verb::Post,
+            "/workspaces/{id}/pause" | "/workspaces/{id}/resume" | "/workspaces/{id}/hibernate",
+        ) => None,
         (Verb::Post, "/jobs/bulk") => Some(json!({ "action": "retry", "dry_run": true })),
         (Verb::Put, "/queues/weights/{tenant}") => Some(json!({ "weight": 2 })),
         (Verb::Patch, "/queues/{name}") => Some(json!({ "max_running": 1 })),

@@ -214,3 +214,125 @@ async fn an_agent_hears_of_a_pause_and_of_its_end() {
     let never = expect(answer, StatusCode::NOT_FOUND).await;
     assert_eq!(never["deleted"], true);
 }
+
+#[tokio::test]
+async fn only_a_workspace_that_is_up_and_idle_is_hibernated_unless_forced() {
+    let app = app_with_backend().await;
+    let agent = app.insert_named("a").await;
+    let hibernate = async |query: &str| {
+        let path = format!("/workspaces/{}/hibernate{query}", agent.id);
+        app.admin(Method::POST, &path).send().await.unwrap()
+    };
+    let error = expect_error(hibernate("").await, StatusCode::NOT_FOUND).await;
+    assert_eq!(
+        error,
+        "workspace not found or not in a hibernatable state (must be online or degraded)"
+    );
+    app.set_status(agent.id, WorkspaceStatus::Online).await;
+    let beat = json!({ "workspace_id": agent.id, "active_tasks": 2 });
+    let beat = app
+        .post("/registry/heartbeat", &beat)
+        .bearer_auth(&agent.token);
+    expect(beat.send().await.unwrap(), StatusCode::OK).await;
+    let busy = expect(hibernate("?force=false").await, StatusCode::CONFLICT).await;
+    assert_eq!(
+        busy["error"],
+        "workspace has active tasks; use ?force=true to terminate them"
+    );
+    assert_eq!(busy["active_tasks"], 2);
+    assert_eq!(status_of(&app, agent.id).await, "online");
+
+    // Nobody stops it here.
+    let answer = hibernate("?force=true").await;
+    let location = answer.headers()["location"].to_str().unwrap().to_owned();
+    let claimed = expect(answer, StatusCode::ACCEPTED).await;
+    assert_eq!(claimed["status"], "hibernating");
+    assert_eq!(
+        location,
+        format!("/jobs/{}", claimed["job_id"].as_str().unwrap())
+    );
+    assert_eq!(status_of(&app, agent.id).await, "hibernating");
+    expect_error(hibernate("?force=true").await, StatusCode::NOT_FOUND).await;
+    assert_eq!(app.count("jobs WHERE kind = 'stop'").await, 1);
+}
+
+#[tokio::test]
+async fn a_repeated_hibernation_waits_for_the_same_job() {
+    let app = app_with_backend().await;
+    let agent = app.insert_named("a").await;
+    app.set_status(agent.id, WorkspaceStatus::Online).await;
+    let hibernate = async || {
+        let path = format!("/workspaces/{}/hibernate", agent.id);
+        let request = app.admin(Method::POST, &path);
+        let request = request.header("Idempotency-Key", "\"h\"");
+        request.send().await.unwrap()
+    };
+    let first = expect(hibernate().await, StatusCode::ACCEPTED).await;
+    let again = hibernate().await;
+    assert_eq!(again.headers()["idempotent-replayed"], "true");
+    assert_eq!(expect(again, StatusCode::ACCEPTED).await, first);
+    // As if a worker had stopped it meanwhile.
+    sqlx::query(
+        "WITH ended AS (DELETE FROM jobs WHERE kind = 'stop' RETURNING *)
+         INSERT INTO job_history (id, outcome, finished_at, seq, kind, queue, tenant, workspace_id, keys, args, args_version,
+             priority, dispatch, attempt, crashes, snoozes, max_attempts, run_at, deadline_at, revision, errors,
+             created_by, created_at)
+         SELECT id, 'succeeded'::job_outcome, longshore_now(), seq, kind, queue, tenant, workspace_id, keys, args, args_version,
+             priority, dispatch, attempt, crashes, snoozes, max_attempts, run_at, deadline_at, revision, errors,
+             created_by, created_at FROM ended",
+    )
+    .execute(app.database.pool())
+    .await
+    .unwrap();
+    let done = hibernate().await;
+    assert_eq!(done.headers()["idempotent-replayed"], "true");
+    let done = expect(done, StatusCode::OK).await;
+    assert_eq!(
+        done,
+        json!({ "status": "hibernated", "job_id": first["job_id"] })
+    );
+}
+
+#[tokio::test]
+async fn a_message_wakes_a_hibernated_workspace_once() {
+    let app = app_with_backend().await;
+    let agent = app.insert_named("a").await;
+    app.set_status(agent.id, WorkspaceStatus::Hibernated).await;
+    let path = format!("/workspaces/{}/a2a", agent.id);
+    let message = json!({ "method": "message/send", "params": {} });
+    let answer = app
+        .admin(Method::POST, &path)
+        .json(&message)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.headers()["retry-after"], "15");
+    let waking = expect(answer, StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!(
+        (&waking["waking"], &waking["retry_after"], &waking["error"]),
+        (
+            &json!(true),
+            &json!(15),
+            &json!("workspace is waking from hibernation — retry in ~15 seconds")
+        )
+    );
+    assert_eq!(status_of(&app, agent.id).await, "provisioning");
+    let again = app.admin(Method::POST, &path).json(&message).send().await;
+    let again = expect(again.unwrap(), StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!(again["status"], "provisioning");
+    let woken = "jobs WHERE kind = 'provision' AND args->>'cause' = 'wake'";
+    assert_eq!(app.count(woken).await, 1);
+}
+
+#[tokio::test]
+async fn without_a_backend_a_hibernated_workspace_sleeps_on() {
+    let app = TestApp::start().await;
+    let agent = app.insert_named("a").await;
+    app.set_status(agent.id, WorkspaceStatus::Hibernated).await;
+    let path = format!("/workspaces/{}/a2a", agent.id);
+    let message = json!({ "method": "message/send", "params": {} });
+    let answer = app.admin(Method::POST, &path).json(&message).send().await;
+    let refused = expect(answer.unwrap(), StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!(refused["error"], "workspace has no URL");
+    assert_eq!(status_of(&app, agent.id).await, "hibernated");
+}

@@ -43,6 +43,7 @@ impl Core {
             liveness_ttl: self.liveness_ttl,
             external_stale_after: settings.external_stale_after,
             retention: settings.retention(),
+            hibernation_idle_minutes: settings.hibernation_idle_minutes,
         };
         let parts = WorkerParts {
             pools: self.pools.clone(),

@@ -1,4 +1,4 @@
-//! `longshore pause` and `longshore resume`: stop a workspace for a while, with what is below it.
+//! `longshore pause`, `longshore resume` and `longshore hibernate`: stop workspaces for a while.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -19,6 +19,16 @@ pub(crate) struct LifecycleArgs {
     server: ClientSettings,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// Arguments of `longshore hibernate`.
+#[derive(Args, Debug)]
+pub(crate) struct HibernateArgs {
+    #[command(flatten)]
+    which: LifecycleArgs,
+    /// Also when it is busy; what it is doing is lost.
+    #[arg(long)]
+    force: bool,
 }
 
 /// Pauses.
@@ -58,6 +68,27 @@ async fn subtree(
     let job = text(&answer, "job_id");
     if !job.is_empty() {
         eprintln!("job {job}");
+    }
+    Ok(Exit::Done)
+}
+
+/// Sends one workspace to sleep.
+pub(crate) async fn hibernate(args: HibernateArgs) -> anyhow::Result<Exit> {
+    let HibernateArgs { which, force } = args;
+    let client = Client::new(&which.server)?;
+    let id = find_id(&client, &which.workspace).await?;
+    let query = if force { "?force=true" } else { "" };
+    let path = format!("/workspaces/{id}/hibernate{query}");
+    let answer: Value = client.post(&path, &json!({})).await?;
+    if which.output.json {
+        print_json(&answer);
+        return Ok(Exit::Done);
+    }
+    let status = text(&answer, "status");
+    print_line(&format!("workspace {id} {status}"));
+    if status != "hibernated" {
+        let job = text(&answer, "job_id");
+        eprintln!("it is still being stopped: longshore jobs watch {job}");
     }
     Ok(Exit::Done)
 }

@@ -71,6 +71,16 @@ pub(crate) struct WorkerSettings {
     )]
     pub(crate) external_stale_after: Duration,
 
+    /// Minutes of idleness after which workspaces that say nothing of it themselves are hibernated; 0 for never. Unset:
+    /// never.
+    #[arg(
+        long = "hibernation-idle",
+        env = "HIBERNATION_IDLE_MINUTES",
+        value_name = "MINUTES",
+        value_parser = clap::value_parser!(i32).range(0..)
+    )]
+    pub(crate) hibernation_idle_minutes: Option<i32>,
+
     /// Days succeeded jobs stay in the history; 0 keeps them for ever.
     #[arg(
         long = "keep-succeeded-jobs",

@@ -5,6 +5,7 @@
 
 mod create;
 pub(crate) mod fields;
+mod hibernate;
 mod patch;
 mod pause;
 mod purge;
@@ -13,6 +14,10 @@ mod row;
 pub(crate) mod tree;
 
 pub use create::{CreateError, NewWorkspace, Position, create_workspace};
+pub use hibernate::{
+    HibernateError, claim_hibernation, claim_idle, list_idle, list_stuck_hibernating,
+    mark_hibernated, wake_workspace,
+};
 pub use patch::{PatchError, Patched, PatchedBy, WorkspacePatch, patch_workspace};
 pub use pause::{ResumeError, Resumed, pause_workspaces, resume_workspaces};
 pub use purge::{Purged, clear_footprints, purge_workspaces};

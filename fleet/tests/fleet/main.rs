@@ -6,6 +6,7 @@ mod access;
 mod activity;
 mod create;
 mod environment;
+mod hibernate;
 mod idempotency;
 mod inbound_secret;
 mod liveness;

@@ -55,6 +55,8 @@ pub enum Cause {
     Create,
     /// A paused workspace was resumed.
     Resume,
+    /// Somebody wants to talk to a hibernated one.
+    Wake,
 }
 
 impl Cause {
@@ -62,7 +64,7 @@ impl Cause {
     const fn args_version(self) -> i16 {
         match self {
             Self::Create => 1,
-            Self::Resume => 2,
+            Self::Resume | Self::Wake => 2,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `stop`: removes what runs for workspaces that are not to run any more.
 //!
-//! A missing container is success, one of a newer generation is left alone. Tried again while the engine is away.
+//! The end of a stop completes a hibernation. A missing container is success, one of a newer generation is left alone. Tried again while the engine is away.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use longshore_backends::{BackendError, Backends, StopTarget, VolumeScope};
 use longshore_base::WorkspaceId;
-use longshore_fleet::workspace::{Workspace, organisation_root};
+use longshore_fleet::workspace::{Workspace, mark_hibernated, organisation_root};
+use longshore_fleet::{Fleet, FleetError};
 use longshore_ledger::{
-    Backoff, Enqueued, Executor, Jitter, JobError, Kinds, LedgerError, NewJob, Policy, RunContext,
-    Verdict, enqueue, resolve_conflicts,
+    Backoff, Enqueued, Executor, Fenced, Jitter, JobError, Kinds, LedgerError, NewJob, Policy,
+    RunContext, Verdict, enqueue, resolve_conflicts,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -21,7 +22,7 @@ use crate::{place, workspace_key};
 /// The kind's name.
 pub const KIND: &str = "stop";
 /// Shapes of [`Args`] this version reads.
-pub const ARGS_VERSIONS: &[i16] = &[1];
+pub const ARGS_VERSIONS: &[i16] = &[1, 2];
 /// How stops are tried and limited.
 pub const POLICY: Policy = Policy {
     max_attempts: 20,
@@ -45,6 +46,30 @@ pub struct Args {
     /// Whether config and session volumes go too. Deletes asked so before there was `purge`; such jobs may still wait.
     #[serde(default)]
     pub remove_volumes: bool,
+    /// Why. The first shape has no word for it.
+    #[serde(default)]
+    pub source: Source,
+}
+
+/// Why a workspace is stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// It was paused, or deleted by an earlier version.
+    #[default]
+    Pause,
+    /// It was claimed for hibernation, which the stop completes.
+    Hibernate,
+}
+
+impl Source {
+    /// The shape of arguments that tells it.
+    const fn args_version(self) -> i16 {
+        match self {
+            Self::Pause => 1,
+            Self::Hibernate => 2,
+        }
+    }
 }
 
 /// What was set going.
@@ -76,12 +101,44 @@ pub async fn request_pause(
                 workspace_id: workspace.id,
                 generation: workspace.provision_generation,
                 remove_volumes: false,
+                source: Source::Pause,
             };
             stops
                 .add(tx, workspace.engine_id.as_deref(), args, created_by)
                 .await?;
         }
     }
+    Ok(stops)
+}
+
+/// The same for a workspace that was claimed for hibernation; also where nothing may run, since the job completes the
+/// claim.
+///
+/// # Errors
+/// [`LedgerError`]; nothing may be committed then.
+pub async fn request_hibernation(
+    tx: &mut PgConnection,
+    kinds: &Kinds,
+    claimed: &Workspace,
+    created_by: &str,
+) -> Result<Stops, LedgerError> {
+    let mut stops = Stops::default();
+    stops.overtake(tx, kinds, claimed.id, created_by).await?;
+    stops.add_hibernation(tx, claimed, created_by).await?;
+    Ok(stops)
+}
+
+/// Asks once more for the stop of a claim. Where its job still waits, that is enough.
+///
+/// # Errors
+/// [`LedgerError`]; nothing may be committed then.
+pub async fn repeat_hibernation(
+    tx: &mut PgConnection,
+    claimed: &Workspace,
+    created_by: &str,
+) -> Result<Stops, LedgerError> {
+    let mut stops = Stops::default();
+    stops.add_hibernation(tx, claimed, created_by).await?;
     Ok(stops)
 }
 
@@ -97,6 +154,22 @@ impl Stops {
         let freed = resolve_conflicts(tx, kinds, KIND, &keys, created_by).await?;
         self.pokes.extend(freed);
         Ok(())
+    }
+
+    async fn add_hibernation(
+        &mut self,
+        tx: &mut PgConnection,
+        claimed: &Workspace,
+        created_by: &str,
+    ) -> Result<(), LedgerError> {
+        let args = Args {
+            workspace_id: claimed.id,
+            generation: claimed.provision_generation,
+            remove_volumes: false,
+            source: Source::Hibernate,
+        };
+        self.add(tx, claimed.engine_id.as_deref(), args, created_by)
+            .await
     }
 
     async fn add(
@@ -120,7 +193,7 @@ impl Stops {
                 // Whoever asks has raised the generation, save who repeats a request.
                 dedupe_key: Some(format!("{id}:{}", args.generation)),
                 args: serde_json::to_value(&args).unwrap_or_default(),
-                args_version: 1,
+                args_version: args.source.args_version(),
                 priority: 0,
                 delay: Duration::ZERO,
                 deadline: POLICY.deadline,
@@ -137,6 +210,8 @@ impl Stops {
 
 /// Runs stops.
 pub struct StopExecutor {
+    /// Rows and the keys of workspaces.
+    pub fleet: Arc<Fleet>,
     /// Where workspaces run.
     pub backends: Arc<Backends>,
 }
@@ -171,7 +246,7 @@ impl Executor for StopExecutor {
             other => other,
         };
         match removed {
-            Ok(()) => Verdict::Done(None),
+            Ok(()) => self.complete(ctx, &args).await,
             Err(BackendError::StaleGeneration { .. }) => {
                 Verdict::Superseded("a newer container is there; it is left alone".into())
             }
@@ -184,4 +259,41 @@ impl Executor for StopExecutor {
             }
         }
     }
+}
+
+impl StopExecutor {
+    /// Nothing of it runs any more.
+    async fn complete(&self, ctx: &RunContext, args: &Args) -> Verdict {
+        let id = args.workspace_id;
+        if args.source == Source::Hibernate {
+            let marked = async {
+                let mut tx = ctx.begin().await?;
+                let marked = mark_hibernated(tx.connection(), id, args.generation).await;
+                let marked = marked.map_err(NotMarked::Fleet)?;
+                tx.commit().await?;
+                Ok::<_, NotMarked>(marked)
+            };
+            match marked.await {
+                Ok(true) => self.fleet.bus.poke(),
+                Ok(false) => {
+                    return Verdict::Superseded("the workspace is no longer to hibernate".into());
+                }
+                Err(NotMarked::Fenced(Fenced::Lost(_))) => return Verdict::GiveBack,
+                Err(error) => {
+                    return Verdict::Retry(JobError::new("the database was not available", &error));
+                }
+            }
+        }
+        // A beat that came after the request has set them again.
+        self.fleet.presence.clear(id).await;
+        Verdict::Done(None)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum NotMarked {
+    #[error(transparent)]
+    Fenced(#[from] Fenced),
+    #[error("workspace not marked")]
+    Fleet(#[source] FleetError),
 }
