@@ -12,6 +12,7 @@ use crate::holds::HoldsApi;
 use crate::jobs::JobsApi;
 use crate::jobs::bulk::BulkJobsApi;
 use crate::jobs::retry::RetryApi;
+use crate::leaks::LeaksApi;
 use crate::queues::QueuesApi;
 use crate::queues::weights::WeightsApi;
 use crate::registry::RegistryApi;
@@ -36,7 +37,7 @@ pub(crate) enum Tag {
     Jobs,
     /// What operators let through: queues, their modes and limits, weights, and holds.
     Queues,
-    /// Who does the work.
+    /// Who does the work, and what was left behind.
     Workers,
 }
 
@@ -56,6 +57,7 @@ type Apis = (
     WeightsApi,
     HoldsApi,
     WorkersApi,
+    LeaksApi,
 );
 
 /// The operations; nothing in here needs a service to be there.
@@ -75,6 +77,7 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         WeightsApi,
         HoldsApi,
         WorkersApi,
+        LeaksApi,
     );
     OpenApiService::new(
         apis,

@@ -41,6 +41,7 @@ mod events;
 mod health;
 mod holds;
 mod jobs;
+mod leaks;
 mod queues;
 mod registry;
 mod socket;

@@ -227,6 +227,7 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/workers/{name}", Class::Admin).strict(&[]),
     post("/workers/{name}/drain", Class::Admin, STAYS_SO).strict(&[]),
     post("/workers/{name}/undrain", Class::Admin, STAYS_SO).strict(&[]),
+    route(Verb::Get, "/leaks", Class::Admin).strict(&["state", "limit", "cursor"]),
 ];
 
 /// All routes.

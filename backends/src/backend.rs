@@ -57,8 +57,19 @@ pub trait Backend: Send + Sync {
     /// Whether the workspace's container runs. **An error means alive on doubt**: only `Ok(false)` says that it is gone.
     async fn is_running(&self, id: WorkspaceId) -> Result<bool, BackendError>;
 
-    /// Whether the workspace's config volume holds a `config.yaml`. Needs the image only to look through.
-    async fn has_config(&self, id: WorkspaceId, image: &str) -> Result<bool, BackendError>;
+    /// The `config.yaml` that was kept from earlier starts. Where nothing runs the image is needed to look through.
+    async fn read_config(
+        &self,
+        _id: WorkspaceId,
+        _image: &str,
+    ) -> Result<KeptConfig, BackendError> {
+        Ok(KeptConfig::Elsewhere)
+    }
+
+    /// Whether a start takes away what an older generation left, so that a restart whose stop failed may go on at once.
+    fn replaces_on_start(&self) -> bool {
+        false
+    }
 
     /// What the container wrote, oldest line first. [`BackendError::NoContainer`] when there is none.
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError>;
@@ -114,6 +125,17 @@ impl StopTarget {
             generation: i64::MAX,
         }
     }
+}
+
+/// What a backend has kept of a workspace's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeptConfig {
+    /// The text of its `config.yaml`, whatever the agent has made of it.
+    Found(String),
+    /// There is none.
+    Missing,
+    /// The backend keeps no files: the workspace makes them itself.
+    Elsewhere,
 }
 
 /// Which volumes go.

@@ -14,8 +14,8 @@ mod selection;
 mod spec;
 
 pub use backend::{
-    Abandoned, Backend, LogLine, LogSource, LogStream, LogsQuery, StartWatch, Started, StopTarget,
-    VolumeScope, steps,
+    Abandoned, Backend, KeptConfig, LogLine, LogSource, LogStream, LogsQuery, StartWatch, Started,
+    StopTarget, VolumeScope, steps,
 };
 pub use docker::{Docker, DockerConfig};
 pub use error::{BackendError, CallError, CallFailure};

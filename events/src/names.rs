@@ -62,3 +62,7 @@ pub const WORKER_UNDRAINED: &str = "WORKER_UNDRAINED";
 pub const JOB_RETRIED: &str = "JOB_RETRIED";
 /// A job was thrown away: `{job_id, kind, by, reason}`.
 pub const JOB_DISCARDED: &str = "JOB_DISCARDED";
+/// Something that was to be stopped may still run: `{leak_id, resource, resource_id, source}`.
+pub const LEAK_SUSPECTED: &str = "LEAK_SUSPECTED";
+/// It is known what became of it: `{leak_id, state}`.
+pub const LEAK_RESOLVED: &str = "LEAK_RESOLVED";

@@ -13,6 +13,7 @@ pub mod provision;
 pub mod purge;
 pub mod registry;
 pub mod stop;
+pub mod stopping;
 
 pub use registry::{JobsConfig, executors, kinds, queues};
 

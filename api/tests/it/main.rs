@@ -11,6 +11,7 @@ mod health;
 mod holds;
 mod idempotency;
 mod jobs;
+mod leaks;
 mod lifecycle;
 mod messages;
 mod queues;

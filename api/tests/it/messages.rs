@@ -512,9 +512,6 @@ impl Backend for Engine {
     async fn is_running(&self, _: WorkspaceId) -> Result<bool, BackendError> {
         Ok(self.running)
     }
-    async fn has_config(&self, _: WorkspaceId, _: &str) -> Result<bool, BackendError> {
-        Ok(false)
-    }
     async fn logs(&self, _: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError> {
         if self.log.is_empty() {
             return Err(BackendError::NoContainer);

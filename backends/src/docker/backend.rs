@@ -5,8 +5,8 @@ use longshore_base::WorkspaceId;
 
 use super::engine::{Docker, Engine, LOOK_LIMIT, call_within};
 use crate::{
-    Backend, BackendError, LogStream, LogsQuery, StartSpec, StartWatch, Started, StopTarget,
-    VolumeScope,
+    Backend, BackendError, KeptConfig, LogStream, LogsQuery, StartSpec, StartWatch, Started,
+    StopTarget, VolumeScope,
 };
 
 #[async_trait]
@@ -51,8 +51,12 @@ impl Backend for Docker {
         Ok(found.is_some_and(|found| found.running))
     }
 
-    async fn has_config(&self, id: WorkspaceId, image: &str) -> Result<bool, BackendError> {
-        self.config_is_there(id, image).await
+    async fn read_config(&self, id: WorkspaceId, image: &str) -> Result<KeptConfig, BackendError> {
+        self.kept_config(id, image).await
+    }
+
+    fn replaces_on_start(&self) -> bool {
+        true
     }
 
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError> {

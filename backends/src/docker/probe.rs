@@ -1,27 +1,43 @@
-//! Looking into a config volume without running anything (spec: lifecycle §2.7, preflight).
+//! Reading a workspace's `config.yaml` without running anything (spec: lifecycle §2.7, §4.5).
 
+use std::io::Read as _;
+
+use bollard::errors::Error as ClientError;
 use bollard::models::{ContainerCreateBody, HostConfig};
-use bollard::query_parameters::ContainerArchiveInfoOptionsBuilder;
+use bollard::query_parameters::DownloadFromContainerOptionsBuilder;
+use futures_util::TryStreamExt as _;
 use longshore_base::WorkspaceId;
 
-use super::engine::{Docker, Engine, call};
+use super::engine::{Docker, Engine, LOOK_LIMIT, call, call_within};
 use super::names::{CONFIGS, config_volume};
-use crate::{BackendError, CallFailure};
+use crate::{BackendError, CallError, CallFailure, KeptConfig};
+
+/// A configuration is a page. Larger is a mistake, and must not fill our memory.
+const LONGEST_BYTES: u64 = 1 << 20;
+/// What the archive adds to the file.
+const ARCHIVE_BYTES: u64 = 16 << 10;
+const CALL: &str = "container_download";
 
 impl Docker {
-    pub(super) async fn config_is_there(
+    pub(super) async fn kept_config(
         &self,
         id: WorkspaceId,
         image: &str,
-    ) -> Result<bool, BackendError> {
+    ) -> Result<KeptConfig, BackendError> {
         let engine = self.engine().await?;
+        // Of a container, running or not, the archive endpoint shows its volumes.
+        if let Some(container) = self.find_ours(engine, id).await? {
+            return self.config_in(engine, id, &container.id).await;
+        }
         let volume = config_volume(id);
         match call("volume_inspect", engine.client.inspect_volume(&volume)).await {
             Ok(_) => {}
-            Err(error) if error.failure() == CallFailure::NotFound => return Ok(false),
+            Err(error) if error.failure() == CallFailure::NotFound => {
+                return Ok(KeptConfig::Missing);
+            }
             Err(error) => return Err(error.into()),
         }
-        // A container that is created but never started is enough to see its volumes through the archive endpoint.
+        // One that is created but never started is enough.
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
             entrypoint: Some(vec!["/never-started".to_owned()]),
@@ -38,7 +54,7 @@ impl Docker {
             engine.client.create_container(None, body),
         )
         .await?;
-        let answer = self.has_file(engine, &created.id).await;
+        let answer = self.config_in(engine, id, &created.id).await;
         if let Err(error) = self.remove_container(engine, &created.id).await {
             let error = error.chain();
             tracing::warn!(workspace.id = %id, container.id = created.id, error, "a probe container was left behind");
@@ -46,18 +62,95 @@ impl Docker {
         answer
     }
 
-    async fn has_file(&self, engine: &Engine, container_id: &str) -> Result<bool, BackendError> {
-        let path = format!("{CONFIGS}/config.yaml");
-        let options = ContainerArchiveInfoOptionsBuilder::default()
-            .path(&path)
+    async fn config_in(
+        &self,
+        engine: &Engine,
+        id: WorkspaceId,
+        container_id: &str,
+    ) -> Result<KeptConfig, BackendError> {
+        let options = DownloadFromContainerOptionsBuilder::default()
+            .path(&format!("{CONFIGS}/config.yaml"))
             .build();
-        let looked = engine
+        let download = engine
             .client
-            .get_container_archive_info(container_id, Some(options));
-        match call("container_stat", looked).await {
-            Ok(file) => Ok(file.size > 0),
-            Err(error) if error.failure() == CallFailure::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
+            .download_from_container(container_id, Some(options));
+        let mut archive = Vec::new();
+        let read = async {
+            let mut chunks = std::pin::pin!(download);
+            while let Some(chunk) = chunks.try_next().await? {
+                archive.extend_from_slice(&chunk);
+                if archive.len() as u64 > LONGEST_BYTES + ARCHIVE_BYTES {
+                    break;
+                }
+            }
+            Ok::<_, ClientError>(())
+        };
+        match call_within(LOOK_LIMIT, CALL, read).await {
+            Ok(()) => {}
+            Err(error) if error.failure() == CallFailure::NotFound => {
+                return Ok(KeptConfig::Missing);
+            }
+            Err(error) => return Err(error.into()),
         }
+        let text =
+            file_in(&archive).map_err(|error| CallError::new(CALL, CallFailure::Failed, error))?;
+        Ok(match text {
+            Some(text) if !text.trim().is_empty() => KeptConfig::Found(text),
+            Some(_) => KeptConfig::Missing,
+            None => {
+                tracing::warn!(workspace.id = %id, "the kept config.yaml is no regular file of at most 1 MiB; it is not read");
+                KeptConfig::Missing
+            }
+        })
+    }
+}
+
+/// The text of the one regular file of an archive. `None` for anything else: an agent may have put a link there.
+fn file_in(archive: &[u8]) -> std::io::Result<Option<String>> {
+    let mut archive = tar::Archive::new(archive);
+    let Some(entry) = archive.entries()?.next() else {
+        return Ok(None);
+    };
+    let entry = entry?;
+    if !entry.header().entry_type().is_file() || entry.size() > LONGEST_BYTES {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    entry.take(LONGEST_BYTES).read_to_end(&mut bytes)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive_of(kind: tar::EntryType, bytes: &[u8]) -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_data(&mut header, "config.yaml", bytes).unwrap();
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let text = file_in(&archive_of(tar::EntryType::Regular, b"runtime: hermes\n")).unwrap();
+        assert_eq!(text.as_deref(), Some("runtime: hermes\n"));
+        assert_eq!(
+            file_in(&archive_of(tar::EntryType::Symlink, b"")).unwrap(),
+            None
+        );
+        assert_eq!(
+            file_in(&archive_of(tar::EntryType::Directory, b"")).unwrap(),
+            None
+        );
+        let large = vec![b'x'; (LONGEST_BYTES + 1) as usize];
+        assert_eq!(
+            file_in(&archive_of(tar::EntryType::Regular, &large)).unwrap(),
+            None
+        );
+        assert!(file_in(b"not an archive at all").is_err() || file_in(b"").unwrap().is_none());
     }
 }

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use longshore_backends::{
-    Backend as _, BackendError, Docker, DockerConfig, StopTarget, VolumeScope,
+    Backend as _, BackendError, Docker, DockerConfig, KeptConfig, StopTarget, VolumeScope,
 };
 use longshore_base::{WorkspaceId, ids};
 
@@ -166,23 +166,24 @@ async fn an_engine_that_comes_late_is_used_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_config_volume_is_looked_into_without_running_anything() {
+async fn a_kept_config_is_read_with_and_without_a_container() {
     let Some(room) = room().await else { return };
-    let has_config = async || room.docker.has_config(room.id, IMAGE).await.unwrap();
-    assert!(!has_config().await);
+    let kept = async || room.docker.read_config(room.id, IMAGE).await.unwrap();
+    assert_eq!(kept().await, KeptConfig::Missing);
     let mut spec = room.spec();
     spec.files = vec![file("other", 0o644, "x")];
     room.docker.start(&spec, &Allow::default()).await.unwrap();
-    assert!(!has_config().await);
-    room.docker
-        .start(&room.spec_of_generation(2), &Allow::default())
-        .await
-        .unwrap();
+    assert_eq!(kept().await, KeptConfig::Missing);
+    let mut spec = room.spec_of_generation(2);
+    spec.files = vec![file("config.yaml", 0o644, "runtime: hermes\n")];
+    room.docker.start(&spec, &Allow::default()).await.unwrap();
+    let found = KeptConfig::Found("runtime: hermes\n".to_owned());
+    assert_eq!(kept().await, found);
     room.docker
         .stop(&StopTarget::any_generation(room.id))
         .await
         .unwrap();
-    assert!(has_config().await);
+    assert_eq!(kept().await, found);
     until("the probes to be gone", async || {
         match room.containers().await {
             left if left.is_empty() => Ok(()),
