@@ -114,6 +114,7 @@ async fn an_agent_that_stops_beating_goes_offline_and_comes_back_with_a_beat() {
     needs_docker!();
     let app = TestApp::build()
         .setting("LONGSHORE_LIVENESS_TTL_SECONDS", "2")
+        .setting("AUTO_RESTART_MAX", "0")
         .start()
         .await;
     let fading = switches(json!({
@@ -173,16 +174,27 @@ async fn an_agent_that_crashes_is_started_again_by_the_engine() {
 }
 
 #[tokio::test]
-async fn a_container_that_is_gone_takes_its_workspace_offline() {
+async fn a_workspace_whose_container_is_gone_goes_offline_and_is_restarted() {
     needs_docker!();
     let app = TestApp::start().await;
-    let (id, _) = app.create("taken away", json!({})).await;
+    let (id, job) = app.create("taken away", json!({})).await;
+    app.until_job(&job, "succeeded", PATIENCE).await;
     app.until_up(&id, PATIENCE).await;
     let container = app.container_in_row(&id).await.unwrap();
     app.engine().remove(&container).await;
-    app.until_status(&id, "offline", SWEPT).await;
-    assert_eq!(
-        app.event_names(&id).await.last().unwrap(),
-        "WORKSPACE_OFFLINE"
-    );
+    wait_until("it to be online again", SWEPT, || async {
+        let names = app.event_names(&id).await;
+        let online = names.iter().filter(|name| *name == "WORKSPACE_ONLINE");
+        if online.count() == 2 {
+            Ok(())
+        } else {
+            Err(format!("{names:?}"))
+        }
+    })
+    .await;
+    app.until_up(&id, PATIENCE).await;
+    app.assert_whole(&id).await;
+    let names = app.event_names(&id).await;
+    assert_eq!(names[2], "WORKSPACE_OFFLINE", "{names:?}");
+    assert_eq!(names[3], "WORKSPACE_PROVISIONING", "{names:?}");
 }

@@ -151,6 +151,7 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/workspaces/{id}", Class::Related),
     route(Verb::Patch, "/workspaces/{id}", Class::Workspace),
     route(Verb::Delete, "/workspaces/{id}", Class::Admin),
+    post("/workspaces/{id}/restart", Class::Workspace, Keyed),
     post("/workspaces/{id}/pause", Class::Workspace, Keyed),
     post("/workspaces/{id}/resume", Class::Workspace, Keyed),
     post("/workspaces/{id}/hibernate", Class::Workspace, Keyed),

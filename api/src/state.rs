@@ -7,6 +7,7 @@ use longshore_backends::Backends;
 use longshore_base::pools::Pools;
 use longshore_events::{EventBus, Hub};
 use longshore_fleet::Fleet;
+use longshore_jobs::Agents;
 use longshore_ledger::{Admitter, Kinds};
 use metrics_exporter_prometheus::PrometheusHandle;
 use poem::web::Data;
@@ -68,7 +69,7 @@ pub struct ApiState {
     pub(crate) wait_metrics: WaitMetrics,
     pub(crate) limiter: RateLimiter,
     pub(crate) checked: CheckedParts,
-    pub(crate) agents: crate::a2a::Agents,
+    pub(crate) agents: Agents,
     /// Sockets and forwarded messages, which outlive their request.
     pub(crate) tasks: TaskTracker,
     /// Ends streams when the server closes.
@@ -97,7 +98,7 @@ impl ApiState {
         } = parts;
         Ok(Arc::new(Self {
             limiter: RateLimiter::new(config.rate_limit_per_minute),
-            agents: crate::a2a::Agents::new()?,
+            agents: Agents::new().map_err(crate::StartError::Client)?,
             checked: CheckedParts::default(),
             config,
             pools,

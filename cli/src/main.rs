@@ -55,6 +55,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Create, list, show and delete workspaces.
     Workspaces(workspaces::WorkspacesArgs),
+    /// Stop a workspace and bring it up again with its newest secrets, model and image.
+    Restart(lifecycle::RestartArgs),
     /// Stop a workspace and everything below it until it is resumed; what they have written stays.
     Pause(lifecycle::LifecycleArgs),
     /// Bring a paused workspace up again, with what was paused below it.
@@ -121,6 +123,7 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Openapi => openapi::run(),
             Command::Config(args) => config::run(&args, definition),
             Command::Workspaces(args) => Box::pin(workspaces::run(args)).await,
+            Command::Restart(args) => Box::pin(lifecycle::restart(args)).await,
             Command::Pause(args) => Box::pin(lifecycle::pause(args)).await,
             Command::Resume(args) => Box::pin(lifecycle::resume(args)).await,
             Command::Hibernate(args) => Box::pin(lifecycle::hibernate(args)).await,

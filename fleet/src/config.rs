@@ -8,6 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::FleetError;
+use crate::restarting::RestartBudget;
 use crate::url_safety::UrlPolicy;
 
 /// What the fleet needs to know. Nothing here is secret.
@@ -43,6 +44,8 @@ pub struct FleetConfig {
     pub image_local_override: bool,
     /// Deadline of every bringing-up, whatever its template says.
     pub provision_timeout: Option<Duration>,
+    /// How often a lost workspace is restarted by itself.
+    pub auto_restart: RestartBudget,
 }
 
 impl FleetConfig {

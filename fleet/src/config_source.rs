@@ -1,12 +1,14 @@
 //! Where the files in a workspace's `/configs` come from (`spec: lifecycle` §1.5, §2.7, §2.8), and the files themselves.
 //! Reads the disk and blocks; call it where that is allowed.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::Fleet;
 use crate::prepare::PrepareError;
+use crate::restart_template::{self, TemplateChoice};
 use crate::runtimes::DEFAULT_RUNTIME;
 use crate::templates::CONFIG_FILE;
 use crate::workspace::Workspace;
@@ -29,6 +31,19 @@ pub enum ConfigSource {
     },
     /// A `config.yaml` made from the row.
     Generated,
+    /// What earlier starts have left in the volume; the text of its `config.yaml`, where that could be read.
+    Kept(Option<String>),
+}
+
+/// What is in a workspace's config volume, as far as could be found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// This `config.yaml`.
+    Found(String),
+    /// None, or there is no volume.
+    Missing,
+    /// It could not be looked at, or there is nothing to look at.
+    Unknown,
 }
 
 /// A file for `/configs`.
@@ -59,7 +74,7 @@ pub fn resolve(fleet: &Fleet, workspace: &Workspace) -> Result<ConfigSource, Pre
     let found = find(fleet, named);
     let usable = |source: &ConfigSource| match source {
         ConfigSource::Template { directory, .. } => directory.join(CONFIG_FILE).is_file(),
-        ConfigSource::Generated => true,
+        ConfigSource::Generated | ConfigSource::Kept(_) => true,
     };
     if let Some(source) = found.clone().filter(usable) {
         return Ok(source);
@@ -75,6 +90,45 @@ pub fn resolve(fleet: &Fleet, workspace: &Workspace) -> Result<ConfigSource, Pre
         (None, Some(_)) => Err(PrepareError::NoConfig {
             template: named.to_owned(),
         }),
+    }
+}
+
+/// Decides the source for a workspace that comes up again: the chosen template, else what its volume holds. Where the
+/// volume turns out to be empty, the default template of its runtime takes its place; one that has never been heard of
+/// is begun as at create.
+///
+/// # Errors
+/// [`PrepareError::EmptyVolume`]: there is nothing to start it with. An agent started so would crash for ever.
+pub fn resolve_again(
+    fleet: &Fleet,
+    workspace: &Workspace,
+    choice: &TemplateChoice,
+    kept: Kept,
+) -> Result<ConfigSource, PrepareError> {
+    let chosen = choice.resolve(fleet, &workspace.name, &workspace.runtime);
+    let chosen = chosen.directory.map(|directory| ConfigSource::Template {
+        label: chosen.label,
+        directory,
+    });
+    let has_config = |source: &ConfigSource| match source {
+        ConfigSource::Template { directory, .. } => directory.join(CONFIG_FILE).is_file(),
+        ConfigSource::Generated | ConfigSource::Kept(_) => true,
+    };
+    match (chosen, kept) {
+        (Some(template), Kept::Found(_) | Kept::Unknown) => Ok(template),
+        (Some(template), Kept::Missing) if has_config(&template) => Ok(template),
+        (None, Kept::Found(text)) => Ok(ConfigSource::Kept(Some(text))),
+        (None, Kept::Unknown) => Ok(ConfigSource::Kept(None)),
+        (_, Kept::Missing) if workspace.last_heartbeat_at.is_none() => resolve(fleet, workspace),
+        (_, Kept::Missing) => restart_template::default_of(fleet, &workspace.runtime)
+            .and_then(|default| {
+                Some(ConfigSource::Template {
+                    label: default.label,
+                    directory: default.directory?,
+                })
+            })
+            .filter(has_config)
+            .ok_or(PrepareError::EmptyVolume),
     }
 }
 
@@ -102,6 +156,7 @@ pub fn files(
     model: Option<&str>,
 ) -> Result<Vec<ConfigFile>, PrepareError> {
     match source {
+        ConfigSource::Kept(_) => Ok(Vec::new()),
         ConfigSource::Generated => {
             let runtime = fleet.runtimes.sanitize(&workspace.runtime);
             Ok(vec![ConfigFile {
@@ -120,6 +175,22 @@ pub fn files(
                 }
             })?;
             Ok(files)
+        }
+    }
+}
+
+/// The files that decide what a source requires of its environment: those that are put there, and where none are, the
+/// kept configuration.
+#[must_use]
+pub fn effective<'a>(source: &ConfigSource, files: &'a [ConfigFile]) -> Cow<'a, [ConfigFile]> {
+    match source {
+        ConfigSource::Kept(Some(text)) => Cow::Owned(vec![ConfigFile {
+            path: CONFIG_FILE.to_owned(),
+            mode: GENERATED_MODE,
+            bytes: text.clone().into_bytes(),
+        }]),
+        ConfigSource::Kept(None) | ConfigSource::Generated | ConfigSource::Template { .. } => {
+            Cow::Borrowed(files)
         }
     }
 }

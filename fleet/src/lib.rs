@@ -34,6 +34,8 @@ pub mod models;
 pub mod preflight;
 pub mod prepare;
 pub mod provisioning;
+pub mod restart_template;
+pub mod restarting;
 pub mod runtimes;
 pub mod secrets;
 pub mod templates;

@@ -26,6 +26,9 @@ pub enum PrepareError {
         /// The template as named.
         template: String,
     },
+    /// The config volume holds no `config.yaml`, and the runtime has no default template.
+    #[error("the config volume is empty and there is no default template for the runtime")]
+    EmptyVolume,
     /// The template's files cannot be read.
     #[error("the template {template} cannot be read")]
     Template {
@@ -52,6 +55,11 @@ impl PrepareError {
                  delete the workspace or supply a template"
                     .to_owned()
             }
+            Self::EmptyVolume => {
+                "the workspace's config volume has no config.yaml and there is no default template for its runtime — \
+                 delete the workspace or supply a template"
+                    .to_owned()
+            }
             Self::Template { .. } | Self::Fleet(_) => "provisioning failed".to_owned(),
         }
     }
@@ -64,6 +72,7 @@ impl PrepareError {
             Self::GlobalSecret(_)
             | Self::WorkspaceSecret(_)
             | Self::NoConfig { .. }
+            | Self::EmptyVolume
             | Self::Template { .. }
             | Self::Fleet(_) => json!({}),
         }
@@ -78,6 +87,7 @@ impl PrepareError {
             | Self::WorkspaceSecret(_)
             | Self::MissingEnv { .. }
             | Self::NoConfig { .. }
+            | Self::EmptyVolume
             | Self::Template { .. } => false,
         }
     }

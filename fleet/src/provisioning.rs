@@ -324,7 +324,7 @@ async fn list_overdue(
     Ok(overdue.collect())
 }
 
-async fn append_provisioning(
+pub(crate) async fn append_provisioning(
     tx: &mut PgConnection,
     workspace: &Workspace,
 ) -> Result<(), FleetError> {

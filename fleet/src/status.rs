@@ -104,6 +104,10 @@ pub enum Change {
     ProvisionFailed,
     /// A failed bringing-up is to be tried again.
     ProvisionRetried,
+    /// It is stopped and brought up again.
+    Restarted,
+    /// It was lost once more after too many automatic restarts.
+    CrashLooped,
     /// No heartbeat for longer than the liveness TTL, or its container is gone.
     Lost,
     /// Deleted, alone or with an ancestor.
@@ -122,10 +126,12 @@ pub enum Change {
 
 impl Change {
     /// Every change, for tables.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Registered,
         Self::ProvisionFailed,
         Self::ProvisionRetried,
+        Self::Restarted,
+        Self::CrashLooped,
         Self::Lost,
         Self::Deleted,
         Self::Paused,
@@ -158,8 +164,15 @@ pub const fn transition(from: WorkspaceStatus, change: Change) -> Option<Workspa
         (Change::Registered, Paused | Hibernating | Hibernated) => None,
         (Change::ProvisionFailed, Provisioning) => Some(Failed),
         (Change::ProvisionRetried, Failed | Provisioning) => Some(Provisioning),
+        // What was stopped on purpose is resumed, not restarted.
+        (Change::Restarted, Paused) => None,
+        (Change::Restarted, _) => Some(Provisioning),
+        (Change::CrashLooped, Offline) => Some(Failed),
         (Change::Lost, Online | Degraded) => Some(Offline),
-        (Change::ProvisionFailed | Change::ProvisionRetried | Change::Lost, _) => None,
+        (
+            Change::ProvisionFailed | Change::ProvisionRetried | Change::CrashLooped | Change::Lost,
+            _,
+        ) => None,
         (Change::Deleted, _) => Some(Removed),
         (Change::Paused, Paused) => None,
         (Change::Paused, _) => Some(Paused),
@@ -286,11 +299,11 @@ mod tests {
             .into_iter()
             .filter(|&status| status != Removed)
             .collect();
-        let not_stopped = WorkspaceStatus::ALL
+        let not_stopped: Vec<_> = WorkspaceStatus::ALL
             .into_iter()
             .filter(|&status| status != Removed && status != Paused)
             .collect();
-        let table: [(Change, WorkspaceStatus, Vec<WorkspaceStatus>); 10] = [
+        let table: [(Change, WorkspaceStatus, Vec<WorkspaceStatus>); 12] = [
             (
                 Change::Registered,
                 Online,
@@ -309,6 +322,8 @@ mod tests {
                 Provisioning,
                 vec![Provisioning, Failed],
             ),
+            (Change::Restarted, Provisioning, not_stopped.clone()),
+            (Change::CrashLooped, Failed, vec![Offline]),
             (Change::Lost, Offline, vec![Online, Degraded]),
             (Change::Deleted, Removed, not_removed),
             (Change::Paused, Paused, not_stopped),

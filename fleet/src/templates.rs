@@ -150,6 +150,20 @@ impl Templates {
         }
     }
 
+    /// Names of the directories right below the root, or below one of its directories, in order. Reads the disk.
+    #[must_use]
+    pub fn directories(&self, below: Option<&str>) -> Vec<String> {
+        let Some(root) = &self.root else {
+            return Vec::new();
+        };
+        let place = below.map_or_else(|| root.clone(), |below| root.join(below));
+        if place.is_dir() {
+            list_directories(&place)
+        } else {
+            Vec::new()
+        }
+    }
+
     /// What a template suggests right now. A template that is not there or cannot be read suggests nothing, with a log
     /// line. Reads the disk.
     ///

@@ -2,151 +2,95 @@
 //!
 //! A kind that is added gets its rows here; what stands in no row waits.
 
+use longshore_ledger::Resolution::{Cancel, Coalesce, Supersede, Wait};
 use longshore_ledger::{Conflict, Older, Resolution};
 
-use crate::{provision, purge, stop};
+use crate::{provision, purge, restart, stop};
 
-const fn cell(newer: &'static str, older: &'static str, when: Older, then: Resolution) -> Conflict {
-    Conflict {
-        newer,
-        older,
-        when,
-        then,
-    }
-}
+/// The newer kind, the older kind, and what happens to the older job in each place of [`Older::ALL`]: scheduled, backing
+/// off, queued, running.
+type Row = (&'static str, &'static str, [Resolution; 4]);
 
-/// The table.
-pub const TABLE: [Conflict; 24] = [
+const ROWS: [Row; 12] = [
     // One waiting provision is enough; one that runs may already be past what the newer request is about.
-    cell(
+    (
         provision::KIND,
         provision::KIND,
-        Older::Scheduled,
-        Resolution::Coalesce,
-    ),
-    cell(
-        provision::KIND,
-        provision::KIND,
-        Older::BackingOff,
-        Resolution::Coalesce,
-    ),
-    cell(
-        provision::KIND,
-        provision::KIND,
-        Older::Queued,
-        Resolution::Coalesce,
-    ),
-    cell(
-        provision::KIND,
-        provision::KIND,
-        Older::Running,
-        Resolution::Wait,
+        [Coalesce, Coalesce, Coalesce, Wait],
     ),
     // What is to come up comes up after what is to go is gone.
-    cell(
-        provision::KIND,
-        stop::KIND,
-        Older::Scheduled,
-        Resolution::Wait,
-    ),
-    cell(
-        provision::KIND,
-        stop::KIND,
-        Older::BackingOff,
-        Resolution::Wait,
-    ),
-    cell(provision::KIND, stop::KIND, Older::Queued, Resolution::Wait),
-    cell(
-        provision::KIND,
-        stop::KIND,
-        Older::Running,
-        Resolution::Wait,
-    ),
+    (provision::KIND, stop::KIND, [Wait; 4]),
+    // A restart ends in the same way, with what is newest then.
+    (provision::KIND, restart::KIND, [Wait; 4]),
     // A stopped workspace is not brought up any more, not even by a queue that is resumed later.
-    cell(
+    (
         stop::KIND,
         provision::KIND,
-        Older::Scheduled,
-        Resolution::Supersede,
+        [Supersede, Supersede, Supersede, Cancel],
     ),
-    cell(
+    (
         stop::KIND,
-        provision::KIND,
-        Older::BackingOff,
-        Resolution::Supersede,
-    ),
-    cell(
-        stop::KIND,
-        provision::KIND,
-        Older::Queued,
-        Resolution::Supersede,
-    ),
-    cell(
-        stop::KIND,
-        provision::KIND,
-        Older::Running,
-        Resolution::Cancel,
+        restart::KIND,
+        [Supersede, Supersede, Supersede, Cancel],
     ),
     // The newer one takes down whatever the older one was to take down.
-    cell(
+    (
         stop::KIND,
         stop::KIND,
-        Older::Scheduled,
-        Resolution::Supersede,
+        [Supersede, Supersede, Supersede, Wait],
     ),
-    cell(
-        stop::KIND,
-        stop::KIND,
-        Older::BackingOff,
-        Resolution::Supersede,
+    // One waiting restart is enough, and takes the flags of both; one that runs has read what it read.
+    (
+        restart::KIND,
+        restart::KIND,
+        [Coalesce, Coalesce, Coalesce, Wait],
     ),
-    cell(stop::KIND, stop::KIND, Older::Queued, Resolution::Supersede),
-    cell(stop::KIND, stop::KIND, Older::Running, Resolution::Wait),
+    // What was asked for before is done first: then there is something to stop, and nothing is half made.
+    (restart::KIND, provision::KIND, [Wait; 4]),
+    (restart::KIND, stop::KIND, [Wait; 4]),
     // A purge takes down whatever there is; two of them share work that each does anew.
-    cell(
+    (
         purge::KIND,
         provision::KIND,
-        Older::Scheduled,
-        Resolution::Supersede,
+        [Supersede, Supersede, Supersede, Cancel],
     ),
-    cell(
+    (
         purge::KIND,
-        provision::KIND,
-        Older::BackingOff,
-        Resolution::Supersede,
+        restart::KIND,
+        [Supersede, Supersede, Supersede, Cancel],
     ),
-    cell(
-        purge::KIND,
-        provision::KIND,
-        Older::Queued,
-        Resolution::Supersede,
-    ),
-    cell(
-        purge::KIND,
-        provision::KIND,
-        Older::Running,
-        Resolution::Cancel,
-    ),
-    cell(
+    (
         purge::KIND,
         stop::KIND,
-        Older::Scheduled,
-        Resolution::Supersede,
+        [Supersede, Supersede, Supersede, Wait],
     ),
-    cell(
-        purge::KIND,
-        stop::KIND,
-        Older::BackingOff,
-        Resolution::Supersede,
-    ),
-    cell(
-        purge::KIND,
-        stop::KIND,
-        Older::Queued,
-        Resolution::Supersede,
-    ),
-    cell(purge::KIND, stop::KIND, Older::Running, Resolution::Wait),
 ];
+
+/// The table.
+pub const TABLE: [Conflict; 4 * ROWS.len()] = cells();
+
+const fn cells() -> [Conflict; 4 * ROWS.len()] {
+    let (newer, older, then) = ROWS[0];
+    let first = Conflict {
+        newer,
+        older,
+        when: Older::ALL[0],
+        then: then[0],
+    };
+    let mut table = [first; 4 * ROWS.len()];
+    let mut at = 0;
+    while at < table.len() {
+        let (newer, older, then) = ROWS[at / 4];
+        table[at] = Conflict {
+            newer,
+            older,
+            when: Older::ALL[at % 4],
+            then: then[at % 4],
+        };
+        at += 1;
+    }
+    table
+}
 
 #[cfg(test)]
 mod tests {
@@ -154,9 +98,9 @@ mod tests {
 
     #[test]
     fn the_table_has_exactly_one_cell_for_each_pair_of_kinds_and_place() {
-        for newer in [provision::KIND, stop::KIND, purge::KIND] {
+        for newer in [provision::KIND, stop::KIND, restart::KIND, purge::KIND] {
             // Nothing is asked for after a purge, save another one.
-            for older in [provision::KIND, stop::KIND] {
+            for older in [provision::KIND, stop::KIND, restart::KIND] {
                 for place in Older::ALL {
                     let cells = TABLE
                         .iter()

@@ -4,6 +4,7 @@
 //! always in the caller's transaction), its executor and what its end means to the workspace. A new kind is a folder
 //! and a line in [`registry`].
 
+mod agents;
 pub mod bulk;
 pub mod conflicts;
 #[cfg(feature = "failpoints")]
@@ -12,9 +13,12 @@ pub mod place;
 pub mod provision;
 pub mod purge;
 pub mod registry;
+pub mod restart;
+pub mod restart_context;
 pub mod stop;
 pub mod stopping;
 
+pub use agents::Agents;
 pub use registry::{JobsConfig, executors, kinds, queues};
 
 /// The exclusive key of everything that changes what runs for a workspace.

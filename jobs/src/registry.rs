@@ -8,13 +8,15 @@ use longshore_fleet::Fleet;
 use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 
 use crate::place::{self, NOWHERE};
-use crate::{bulk, conflicts, provision, purge, stop};
+use crate::{Agents, bulk, conflicts, provision, purge, restart, restart_context, stop};
 
 /// How much of each kind one worker does at once.
 #[derive(Clone, Copy, Debug)]
 pub struct JobsConfig {
     /// Provisions on a Docker engine.
     pub provision_concurrency: usize,
+    /// Restarts.
+    pub restart_concurrency: usize,
 }
 
 /// What every process knows.
@@ -29,6 +31,12 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             hooks: Some(Arc::new(provision::ProvisionHooks)),
         })
         .with(KindSpec {
+            name: restart::KIND,
+            args_versions: restart::ARGS_VERSIONS,
+            policy: restart::policy(config.restart_concurrency),
+            hooks: Some(Arc::new(restart::RestartHooks)),
+        })
+        .with(KindSpec {
             name: stop::KIND,
             args_versions: stop::ARGS_VERSIONS,
             policy: stop::POLICY,
@@ -39,6 +47,12 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             args_versions: purge::ARGS_VERSIONS,
             policy: purge::POLICY,
             hooks: Some(Arc::new(purge::PurgeHooks)),
+        })
+        .with(KindSpec {
+            name: restart_context::KIND,
+            args_versions: restart_context::ARGS_VERSIONS,
+            policy: restart_context::POLICY,
+            hooks: None,
         })
         .with(KindSpec {
             name: bulk::KIND,
@@ -53,17 +67,25 @@ pub fn kinds(config: JobsConfig) -> Kinds {
 }
 
 /// What workers know besides.
-#[must_use]
+///
+/// # Errors
+/// No HTTP client can be made for calls to agents.
 pub fn executors(
     fleet: &Arc<Fleet>,
     backends: &Arc<Backends>,
     kinds: &Kinds,
     admitter: &Admitter,
     namespaces: Option<Arc<dyn purge::Namespaces>>,
-) -> HashMap<&'static str, Arc<dyn Executor>> {
+) -> reqwest::Result<HashMap<&'static str, Arc<dyn Executor>>> {
     let provision: Arc<dyn Executor> = Arc::new(provision::ProvisionExecutor {
         fleet: Arc::clone(fleet),
         backends: Arc::clone(backends),
+    });
+    let restart: Arc<dyn Executor> = Arc::new(restart::RestartExecutor {
+        provision: provision::ProvisionExecutor {
+            fleet: Arc::clone(fleet),
+            backends: Arc::clone(backends),
+        },
     });
     let stop: Arc<dyn Executor> = Arc::new(stop::StopExecutor {
         fleet: Arc::clone(fleet),
@@ -78,28 +100,32 @@ pub fn executors(
         kinds: kinds.clone(),
         admitter: admitter.clone(),
     });
-    [
+    let restart_context: Arc<dyn Executor> = Arc::new(restart_context::RestartContextExecutor {
+        fleet: Arc::clone(fleet),
+        agents: Agents::new()?,
+    });
+    let ours = [
         (provision::KIND, provision),
+        (restart::KIND, restart),
+        (restart_context::KIND, restart_context),
         (stop::KIND, stop),
         (purge::KIND, purge),
         (bulk::KIND, bulk),
-    ]
-    .into_iter()
-    .chain(test_executors())
-    .collect()
+    ];
+    Ok(ours.into_iter().chain(test_executors()).collect())
 }
 
 /// The queues a worker reads, given the engine it has.
 #[must_use]
 pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
-    [provision::KIND, stop::KIND, purge::KIND]
+    [provision::KIND, restart::KIND, stop::KIND, purge::KIND]
         .into_iter()
         .flat_map(|kind| {
             std::iter::once(NOWHERE)
                 .chain(engine_id)
                 .map(move |place| (place::queue(kind, place), kind))
         })
-        .chain(std::iter::once((bulk::KIND.to_owned(), bulk::KIND)))
+        .chain([bulk::KIND, restart_context::KIND].map(|kind| (kind.to_owned(), kind)))
         .chain(test_queues())
         .collect()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use longshore_base::testing::TestDatabase;
 use longshore_base::{JobId, schema};
-use longshore_jobs::{JobsConfig, kinds, provision, purge, stop};
+use longshore_jobs::{JobsConfig, kinds, provision, purge, restart, stop};
 use longshore_ledger::testing::Steps;
 use longshore_ledger::{JobError, NewJob, Older, Verdict, enqueue, resolve_conflicts};
 use sqlx::PgPool;
@@ -22,9 +22,18 @@ enum Fate {
 use Fate::{IsAskedToStop, IsSuperseded, Stays};
 
 /// By the newer and the older kind; in the order of [`Older::ALL`].
-const FATES: [(&str, &str, [Fate; 4]); 7] = [
+const FATES: [(&str, &str, [Fate; 4]); 13] = [
     (provision::KIND, provision::KIND, [Stays; 4]),
     (provision::KIND, stop::KIND, [Stays; 4]),
+    (provision::KIND, restart::KIND, [Stays; 4]),
+    (restart::KIND, provision::KIND, [Stays; 4]),
+    (restart::KIND, restart::KIND, [Stays; 4]),
+    (restart::KIND, stop::KIND, [Stays; 4]),
+    (
+        stop::KIND,
+        restart::KIND,
+        [IsSuperseded, IsSuperseded, IsSuperseded, IsAskedToStop],
+    ),
     (
         stop::KIND,
         provision::KIND,
@@ -38,6 +47,11 @@ const FATES: [(&str, &str, [Fate; 4]); 7] = [
     (
         purge::KIND,
         provision::KIND,
+        [IsSuperseded, IsSuperseded, IsSuperseded, IsAskedToStop],
+    ),
+    (
+        purge::KIND,
+        restart::KIND,
         [IsSuperseded, IsSuperseded, IsSuperseded, IsAskedToStop],
     ),
     (
@@ -53,6 +67,7 @@ async fn each_older_job_meets_the_fate_its_cell_names() {
     let database = TestDatabase::create(&schema::MIGRATOR).await;
     let kinds = kinds(JobsConfig {
         provision_concurrency: 1,
+        restart_concurrency: 1,
     });
     let pool = database.pool();
     let steps = Steps::new(pool.clone(), kinds.clone());

@@ -147,6 +147,46 @@ pub async fn hurry(tx: &mut PgConnection, id: JobId) -> Result<(), LedgerError> 
     Ok(())
 }
 
+/// The same, for kinds whose requests add up: a waiting job that takes the request over gets the arguments that `merge`
+/// makes of its own and the new ones, and waits no longer than the new one would have. Whoever asks holds a row that
+/// orders such requests.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn enqueue_merged(
+    tx: &mut PgConnection,
+    job: NewJob,
+    merge: impl FnOnce(&serde_json::Value, &serde_json::Value) -> serde_json::Value + Send,
+) -> Result<Enqueued, LedgerError> {
+    let (args, delay) = (job.args.clone(), job.delay);
+    let enqueued = enqueue(&mut *tx, job).await?;
+    if !enqueued.existing {
+        return Ok(enqueued);
+    }
+    // It stays where it is: the lock that found it is ours until the commit.
+    let waiting = sqlx::query_scalar!(
+        "SELECT args FROM jobs WHERE id = $1 FOR UPDATE",
+        enqueued.job_id.0
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(LedgerError::database(
+        "reading a job that takes a request over",
+    ))?;
+    sqlx::query!(
+        r#"UPDATE jobs SET args = $2, revision = revision + 1,
+               run_at = least(run_at, longshore_now() + $3::float8 * interval '1 second')
+           WHERE id = $1"#,
+        enqueued.job_id.0,
+        merge(&waiting, &args),
+        delay.as_secs_f64(),
+    )
+    .execute(tx)
+    .await
+    .map_err(LedgerError::database("adding a request to a waiting job"))?;
+    Ok(enqueued)
+}
+
 /// Writes many jobs of one shape at once, each with a key of its own, or with none where that is empty: for imports and
 /// benchmarks. No deduplication.
 ///

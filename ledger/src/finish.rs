@@ -285,6 +285,7 @@ pub(crate) struct LiveJob {
     worker: Option<String>,
     errors: Vec<ErrorEntry>,
     cancel_requested: Option<serde_json::Value>,
+    checkpoint: Option<serde_json::Value>,
 }
 
 impl LiveJob {
@@ -307,7 +308,7 @@ pub(crate) async fn lock(
 ) -> Result<Option<LiveJob>, LedgerError> {
     let row = sqlx::query!(
         r#"SELECT kind, queue, state AS "state: State", backing_off, workspace_id, args, args_version, keys, attempt, crashes, max_attempts,
-               worker, errors, cancel_requested
+               worker, errors, cancel_requested, checkpoint
            FROM jobs WHERE id = $1 AND ($2::uuid IS NULL OR (token = $2 AND state = 'running')) FOR UPDATE"#,
         id.0,
         token
@@ -336,6 +337,7 @@ pub(crate) async fn lock(
         worker: row.worker,
         errors,
         cancel_requested: row.cancel_requested,
+        checkpoint: row.checkpoint,
     }))
 }
 
@@ -386,6 +388,7 @@ pub(crate) async fn end(
             outcome: how.outcome,
             reason: how.reason.clone(),
             cancelled_by: live.cancelled_by(),
+            checkpoint: live.checkpoint.clone(),
         };
         hooks
             .on_terminal(&mut *tx, &job)

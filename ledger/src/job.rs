@@ -125,6 +125,9 @@ pub struct TerminalJob {
     pub reason: Option<String>,
     /// Who cancelled it, where somebody did.
     pub cancelled_by: Option<String>,
+    /// What its last run left ([`FencedTx::record_checkpoint`](crate::FencedTx::record_checkpoint)); nothing of a job that
+    /// is in the history already.
+    pub checkpoint: Option<serde_json::Value>,
 }
 
 /// One failed attempt, as kept on the job.

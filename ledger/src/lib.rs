@@ -50,7 +50,7 @@ pub use admission::Admitter;
 pub use cancel::{CancelOutcome, cancel};
 pub use conflicts::{Conflict, Older, Resolution, resolve_conflicts};
 pub use engine::{Engine, EngineConfig, EngineError, EngineHealth};
-pub use enqueue::{Enqueued, NewJob, enqueue, enqueue_many, hurry};
+pub use enqueue::{Enqueued, NewJob, enqueue, enqueue_many, enqueue_merged, hurry};
 pub use fence::{Fenced, FencedTx};
 pub use hints::{HintConfig, Hints};
 pub use history::{Pruned, Retention, ensure_partitions, list_pruned_outcomes, prune};

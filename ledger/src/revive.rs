@@ -129,6 +129,7 @@ pub async fn retry_many(
                 outcome: row.outcome,
                 reason: None,
                 cancelled_by: None,
+                checkpoint: None,
             };
             let revival =
                 hooks

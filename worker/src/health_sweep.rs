@@ -1,4 +1,5 @@
-//! `health`: looks whether the containers of workspaces that are up still run on this worker's engine.
+//! `health`: looks whether the containers of workspaces that are up still run on this worker's engine, and has those
+//! restarted that do not.
 //!
 //! A doubt is not a death: a container is gone only when the engine says so. A busy engine must not look like many dead
 //! containers at once.
@@ -8,8 +9,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_backends::Backend;
+use longshore_base::WorkspaceId;
 use longshore_fleet::Fleet;
 use longshore_fleet::liveness::{list_running, mark_offline};
+use longshore_jobs::restart::{Source, request_automatic};
+use longshore_ledger::Admitter;
 use sqlx::PgPool;
 
 use crate::driver::{PassError, PassReport, Reconciler};
@@ -21,6 +25,25 @@ pub(crate) struct HealthSweep {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) engine_id: String,
+    pub(crate) admitter: Admitter,
+}
+
+impl HealthSweep {
+    /// Takes a workspace offline whose container is gone, and has it restarted: both or neither.
+    async fn give_up(&self, id: WorkspaceId) -> Result<bool, PassError> {
+        let mut tx = self.pool.begin().await?;
+        if !mark_offline(&mut tx, id).await? {
+            return Ok(false);
+        }
+        let restart = request_automatic(&mut tx, &self.fleet, id, Source::Health).await?;
+        tx.commit().await?;
+        self.fleet.presence.clear(id).await;
+        self.fleet.bus.poke();
+        if let Some(queue) = restart.queue() {
+            self.admitter.poke(queue);
+        }
+        Ok(true)
+    }
 }
 
 #[async_trait]
@@ -51,12 +74,7 @@ impl Reconciler for HealthSweep {
             match self.backend.is_running(row.id).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    let mut tx = self.pool.begin().await?;
-                    let lost = mark_offline(&mut tx, row.id).await?;
-                    tx.commit().await?;
-                    if lost {
-                        self.fleet.presence.clear(row.id).await;
-                        self.fleet.bus.poke();
+                    if self.give_up(row.id).await? {
                         report.acted += 1;
                         report.sample.push(row.id.to_string());
                     }

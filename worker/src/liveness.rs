@@ -1,7 +1,9 @@
-//! `liveness`: gives up workspaces whose agents have gone silent. The verdict is Postgres' alone.
+//! `liveness`: gives up workspaces whose agents have gone silent, and has the managed ones restarted. The verdict is
+//! Postgres' alone.
 //!
 //! No verdict falls until this process has seen a full TTL without an outage: after one, everybody looks silent.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use longshore_base::WorkspaceId;
 use longshore_base::clock::Stopwatch;
 use longshore_fleet::Fleet;
 use longshore_fleet::liveness::{Expiry, MassGuard, expire_external, expire_silent};
+use longshore_jobs::restart::{Source, request_automatic};
+use longshore_ledger::Admitter;
 use sqlx::PgPool;
 
 use crate::driver::{PassError, PassReport, Reconciler};
@@ -21,6 +25,7 @@ pub(crate) struct Liveness {
     fleet: Arc<Fleet>,
     ttl: Duration,
     external_after: Duration,
+    admitter: Admitter,
     /// Since when nothing has been amiss here.
     calm: Mutex<Stopwatch>,
 }
@@ -31,12 +36,14 @@ impl Liveness {
         fleet: Arc<Fleet>,
         ttl: Duration,
         external_after: Duration,
+        admitter: Admitter,
     ) -> Self {
         Self {
             pool,
             fleet,
             ttl,
             external_after,
+            admitter,
             calm: Mutex::new(Stopwatch::start()),
         }
     }
@@ -52,18 +59,26 @@ impl Liveness {
         let mut tx = self.pool.begin().await?;
         let mut report = PassReport::default();
         let mut lost: Vec<WorkspaceId> = Vec::new();
-        for (who, expiry) in [
+        let mut silent: Vec<WorkspaceId> = Vec::new();
+        for (who, is_managed, expiry) in [
             (
                 "managed",
+                true,
                 expire_silent(&mut tx, self.ttl, MassGuard::DEFAULT).await?,
             ),
             (
                 "external",
+                false,
                 expire_external(&mut tx, self.external_after, MassGuard::DEFAULT).await?,
             ),
         ] {
             match expiry {
-                Expiry::Expired(ids) => lost.extend(ids),
+                Expiry::Expired(ids) => {
+                    if is_managed {
+                        silent.clone_from(&ids);
+                    }
+                    lost.extend(ids);
+                }
                 Expiry::TooMany { stale, watched } => {
                     report.skipped += stale;
                     metrics::counter!("longshore_liveness_mass_expiry_total").increment(1);
@@ -76,7 +91,14 @@ impl Liveness {
                 }
             }
         }
+        let mut queues = BTreeSet::new();
+        for id in &silent {
+            // In the same transaction: one that is offline and for which nobody asked is not looked at again.
+            let restart = request_automatic(&mut tx, &self.fleet, *id, Source::Liveness).await?;
+            queues.extend(restart.queue().map(str::to_owned));
+        }
         tx.commit().await?;
+        queues.iter().for_each(|queue| self.admitter.poke(queue));
         for id in &lost {
             self.fleet.presence.clear(*id).await;
         }

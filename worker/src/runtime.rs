@@ -60,8 +60,14 @@ pub struct WorkerParts {
 
 /// The worker could not start.
 #[derive(Debug, thiserror::Error)]
-#[error("the worker cannot start")]
-pub struct WorkerError(#[from] EngineError);
+pub enum WorkerError {
+    /// The job engine could not start.
+    #[error("the worker cannot start")]
+    Engine(#[from] EngineError),
+    /// Calls to agents need a client.
+    #[error("the worker cannot make an HTTP client for calls to agents")]
+    Client(#[from] reqwest::Error),
+}
 
 /// A running worker.
 pub struct Worker {
@@ -86,7 +92,7 @@ impl Worker {
             namespaces,
         } = parts;
         let stop = CancellationToken::new();
-        let executors = executors(&fleet, &backends, &kinds, &admitter, namespaces);
+        let executors = executors(&fleet, &backends, &kinds, &admitter, namespaces)?;
         let engine = Engine::start(
             config.engine,
             pools.clone(),
@@ -119,6 +125,7 @@ impl Worker {
                 Arc::clone(&fleet),
                 config.liveness_ttl,
                 config.external_stale_after,
+                admitter.clone(),
             )),
             Arc::new(ProvisionTimeout {
                 pool: pools.work.clone(),
@@ -131,7 +138,7 @@ impl Worker {
             Arc::new(HoldExpiry {
                 pool: pools.work.clone(),
                 fleet: Arc::clone(&fleet),
-                admitter,
+                admitter: admitter.clone(),
             }),
             Arc::new(Hibernation {
                 sleep: sleep.clone(),
@@ -152,7 +159,7 @@ impl Worker {
                 Arc::clone(&engine),
                 backend,
                 known,
-                (pools.work, fleet, owner),
+                (pools.work, fleet, owner, admitter),
                 stop.clone(),
             )));
         }
@@ -225,7 +232,7 @@ async fn join_engine(
     engine: Arc<Engine>,
     backend: Arc<dyn Backend>,
     mut known: Option<String>,
-    (pool, fleet, owner): (sqlx::PgPool, Arc<Fleet>, Owner),
+    (pool, fleet, owner, admitter): (sqlx::PgPool, Arc<Fleet>, Owner, Admitter),
     stop: CancellationToken,
 ) {
     let engine_id = loop {
@@ -244,6 +251,7 @@ async fn join_engine(
         fleet,
         backend,
         engine_id,
+        admitter,
     };
     drive(Arc::new(sweep), owner, stop).await;
 }

@@ -3,12 +3,9 @@
 //! The order of the checks is the specification's. Once a message is on its way it is carried on by a task of its own:
 //! a sender that goes away does not end it, and what it leads to is recorded all the same.
 
-mod agents;
 mod envelope;
 mod forward;
 mod record;
-
-pub(crate) use agents::Agents;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +18,8 @@ use longshore_fleet::liveness::mark_offline;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::url_safety;
 use longshore_fleet::workspace::{DeliveryMode, Workspace, find_workspace};
+use longshore_jobs::restart::{self, Source, request_automatic};
+use longshore_ledger::inspect::is_live;
 use poem::http::StatusCode;
 use poem::{IntoResponse, Request, RequestBody, Response};
 use poem_openapi::param::{Header, Path};
@@ -31,6 +30,7 @@ use poem_openapi::types::{ToJSON as _, Type as _};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions, Object, OpenApi,
 };
+use sqlx::PgConnection;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -403,37 +403,53 @@ async fn give_up(state: &ApiState, target: &Workspace) -> Option<ApiError> {
     if !matches!(looked, Ok(Ok(false))) {
         return None;
     }
-    if let Err(error) = mark_lost(state, target.id).await {
+    let restarting = mark_lost(state, target.id).await.unwrap_or_else(|error| {
         tracing::error!(
             workspace.id = %target.id,
             error = %error,
             causes = error.causes(),
             "a dead workspace could not be marked offline"
         );
-    }
-    Some(
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "workspace agent unreachable",
-        )
-        .member("restarting", false),
-    )
+        false
+    });
+    let text = if restarting {
+        "workspace agent unreachable — container restart triggered"
+    } else {
+        "workspace agent unreachable"
+    };
+    Some(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text).member("restarting", restarting))
 }
 
-async fn mark_lost(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {
+/// Marks a workspace offline and has it restarted: both or neither. Whether it is being restarted, also on behalf of
+/// another message.
+async fn mark_lost(state: &ApiState, id: WorkspaceId) -> ApiResult<bool> {
     const FAILED: &str = "failed to mark workspace offline";
     let mut tx = state.transaction(FAILED).await?;
     let changed = mark_offline(&mut tx, id)
         .await
         .map_err(|error| ApiError::fleet(error, FAILED))?;
+    if !changed {
+        return is_restarting(&mut tx, id).await;
+    }
+    let restart = request_automatic(&mut tx, &state.fleet, id, Source::Reactive)
+        .await
+        .map_err(|error| ApiError::internal(FAILED, error))?;
     tx.commit()
         .await
         .map_err(|error| ApiError::database(error, FAILED))?;
-    if changed {
-        state.fleet.presence.clear(id).await;
-        state.bus.poke();
+    state.fleet.presence.clear(id).await;
+    state.bus.poke();
+    if let Some(queue) = restart.queue() {
+        state.admitter.poke(queue);
     }
-    Ok(())
+    Ok(restart.queue().is_some())
+}
+
+/// Whether a restart of the workspace waits or runs.
+async fn is_restarting(tx: &mut PgConnection, id: WorkspaceId) -> ApiResult<bool> {
+    is_live(tx, restart::KIND, id)
+        .await
+        .map_err(|error| ApiError::ledger(error, "lookup failed"))
 }
 
 const BUSY_RETRY: u64 = 30;

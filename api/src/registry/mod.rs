@@ -9,7 +9,10 @@ use longshore_base::WorkspaceId;
 use longshore_base::clock::Stopwatch;
 use longshore_fleet::provisioning::is_start_unrecorded;
 use longshore_fleet::registry::{self, GateError, Presented, RegisterError, Registration};
+use longshore_fleet::restarting::take_restart_context;
+use longshore_fleet::status::{BeatReason, WorkspaceStatus};
 use longshore_fleet::workspace::find_workspace;
+use longshore_jobs::restart_context;
 use poem::Request;
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Header, Path, Query};
@@ -71,10 +74,16 @@ impl RegistryApi {
         let registered = registry::register(&mut tx, &state.fleet, checked)
             .await
             .map_err(|error| refuse(error, FAILED))?;
+        let told = if registered.from == WorkspaceStatus::Provisioning {
+            tell_of_restart(&mut tx, id, FAILED).await?
+        } else {
+            None
+        };
         tx.commit()
             .await
             .map_err(|error| ApiError::database(error, FAILED))?;
         registered.after_commit(&state.fleet).await;
+        poke_queue(&state, told.as_deref());
         tracing::info!(
             workspace.id = %id,
             workspace.from = %registered.from,
@@ -121,10 +130,19 @@ impl RegistryApi {
         .await
         .map_err(|error| refuse_gate(error, FAILED))?;
         count_credential(&state, request, id, access.bearer.as_deref())?;
+        let is_first = beaten
+            .transition
+            .is_some_and(|change| change.reason == BeatReason::FirstBeat);
+        let told = if is_first {
+            tell_of_restart(&mut tx, id, FAILED).await?
+        } else {
+            None
+        };
         tx.commit()
             .await
             .map_err(|error| ApiError::database(error, FAILED))?;
         beaten.after_commit(&state.fleet).await;
+        poke_queue(&state, told.as_deref());
         Ok(Json(HeartbeatAnswer {
             status: "ok".to_owned(),
             platform_inbound_secret: beaten.inbound_secret.map(|secret| secret.expose().clone()),
@@ -248,6 +266,30 @@ impl RegistryApi {
             _ => false,
         };
         Ok(Json(AccessAnswer { allowed }))
+    }
+}
+
+/// Has an agent that comes online told of the restart it comes from, if it does; answers the queue to poke.
+async fn tell_of_restart(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    failed: &'static str,
+) -> ApiResult<Option<String>> {
+    let context = take_restart_context(tx, id)
+        .await
+        .map_err(|error| ApiError::fleet(error, failed))?;
+    let Some(context) = context else {
+        return Ok(None);
+    };
+    let job = restart_context::request(tx, id, context)
+        .await
+        .map_err(|error| ApiError::ledger(error, failed))?;
+    Ok(Some(job.queue))
+}
+
+fn poke_queue(state: &ApiState, queue: Option<&str>) {
+    if let Some(queue) = queue {
+        state.admitter.poke(queue);
     }
 }
 

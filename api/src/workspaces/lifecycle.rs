@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::FAILED;
 use super::hibernate::{self, HibernateWorkspaceResponse};
 use super::pause::{self, PauseWorkspaceResponse, ResumeWorkspaceResponse};
+use super::restart::{self, RestartWorkspaceRequest, RestartWorkspaceResponse};
 use crate::auth::{StateAccess, WorkspaceAccess};
+use crate::body::JsonBody;
 use crate::document::Tag;
 use crate::idempotency::{IdempotencyKey, Idempotent};
 use crate::problem::{ApiError, ApiResult};
@@ -33,6 +35,29 @@ pub(crate) struct LifecycleApi;
 
 #[OpenApi(tag = "Tag::Workspaces")]
 impl LifecycleApi {
+    /// Stops a workspace and brings it up again with what is newest: its secrets, its model, its image. Its agent runs on
+    /// until the job's turn comes.
+    #[oai(
+        path = "/workspaces/:id/restart",
+        method = "post",
+        operation_id = "restart_workspace"
+    )]
+    async fn restart_workspace(
+        &self,
+        access: WorkspaceAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        /// `true` begins without the sessions of before, as the body's `reset` does.
+        reset: Query<Option<String>>,
+        /// Makes the request safe to send again: a repetition with the same key and body gets the first answer.
+        #[oai(name = "Idempotency-Key")]
+        key: IdempotencyKey,
+        body: JsonBody<RestartWorkspaceRequest>,
+    ) -> ApiResult<Idempotent<RestartWorkspaceResponse>> {
+        let reset = reset.0.as_deref() == Some("true");
+        restart::restart(&state, &access.0, key, WorkspaceId(id.0), body.0, reset).await
+    }
+
     /// Stops a workspace and everything below it until it is resumed. What they have written stays.
     #[oai(
         path = "/workspaces/:id/pause",

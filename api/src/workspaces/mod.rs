@@ -7,6 +7,7 @@ mod lifecycle;
 mod logs;
 mod patch;
 mod pause;
+mod restart;
 mod view;
 
 use longshore_base::WorkspaceId;

@@ -122,6 +122,7 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
     match (route.verb, route.path) {
         (Verb::Get | Verb::Delete, _) => None,
         (Verb::Post, path) if takes_only_a_reason(path) => None,
+        (Verb::Post, "/workspaces/{id}/restart") => Some(json!({ "reset": true })),
         (
             Verb::Post,
             "/workspaces/{id}/pause" | "/workspaces/{id}/resume" | "/workspaces/{id}/hibernate",

@@ -15,6 +15,7 @@ use longshore_base::schema::MIGRATOR;
 use longshore_base::testing::TestDatabase;
 use longshore_base::{JobId, Secret, WorkspaceId, ids};
 use longshore_events::{EventBus, EventsConfig, Hub};
+use longshore_fleet::restarting::RestartBudget;
 use longshore_fleet::secrets::Sealer;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::{NewWorkspace, create_workspace};
@@ -84,6 +85,7 @@ impl Default for Options {
                 runtime_images: BTreeMap::new(),
                 image_local_override: false,
                 provision_timeout: None,
+                auto_restart: RestartBudget::DEFAULT,
             },
             backends: Backends::default(),
             engine: None,
@@ -335,6 +337,7 @@ impl TestApp {
 fn kinds() -> Kinds {
     let real = longshore_jobs::kinds(longshore_jobs::JobsConfig {
         provision_concurrency: 2,
+        restart_concurrency: 2,
     });
     real.with(KindSpec {
         name: "rest",

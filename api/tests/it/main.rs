@@ -16,6 +16,7 @@ mod lifecycle;
 mod messages;
 mod queues;
 mod registry;
+mod restart;
 mod transport;
 mod weights;
 mod workers;

@@ -544,7 +544,11 @@ async fn an_agent_whose_container_is_gone_is_offline() {
     let agent = agent_at(&app, "dead", &server.url).await;
     let answer = send(&app, &agent, &message("x")).await;
     let body = expect(answer, StatusCode::SERVICE_UNAVAILABLE).await;
-    assert_eq!(body["error"], "workspace agent unreachable");
+    let error = "workspace agent unreachable — container restart triggered";
+    assert_eq!(
+        (&body["error"], &body["restarting"]),
+        (&json!(error), &json!(true))
+    );
     let shown = app
         .admin(Method::GET, &format!("/workspaces/{}", agent.id))
         .send()

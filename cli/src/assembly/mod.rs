@@ -151,5 +151,6 @@ fn fleet_config(
         runtime_images: settings.images(),
         image_local_override: settings.image_local_override,
         provision_timeout: settings.provision_timeout,
+        auto_restart: settings.auto_restart(),
     })
 }

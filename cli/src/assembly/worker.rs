@@ -15,6 +15,7 @@ use crate::settings::worker::WorkerSettings;
 pub(super) fn kinds(settings: &WorkerSettings) -> Kinds {
     longshore_jobs::kinds(JobsConfig {
         provision_concurrency: settings.provision_concurrency.into(),
+        restart_concurrency: settings.restart_concurrency.into(),
     })
 }
 

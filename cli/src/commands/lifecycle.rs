@@ -1,13 +1,17 @@
-//! `longshore pause`, `longshore resume` and `longshore hibernate`: stop workspaces for a while.
+//! `longshore restart`, `longshore pause`, `longshore resume` and `longshore hibernate`: stop workspaces and bring them up
+//! again, at once or after a while.
+
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::workspaces::find_id;
+use super::workspaces::{find_id, until_up};
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::{OutputArgs, print_json, print_line, text};
 use crate::settings::client::ClientSettings;
+use crate::settings::parse;
 
 /// Arguments of these commands.
 #[derive(Args, Debug)]
@@ -19,6 +23,60 @@ pub(crate) struct LifecycleArgs {
     server: ClientSettings,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// Arguments of `longshore restart`.
+#[derive(Args, Debug)]
+pub(crate) struct RestartArgs {
+    /// Put the files of this template over those of the workspace.
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+    /// Do so with the template of the workspace's name, else of its runtime.
+    #[arg(long)]
+    apply_template: bool,
+    /// Do so with the organisation's template of the workspace's name.
+    #[arg(long)]
+    rebuild_config: bool,
+    /// Begin without the sessions of before.
+    #[arg(long)]
+    reset: bool,
+    /// Wait until it is online again, or has failed.
+    #[arg(long)]
+    wait: bool,
+    /// With --wait: give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = parse::seconds, requires = "wait")]
+    timeout: Duration,
+    #[command(flatten)]
+    of: LifecycleArgs,
+}
+
+/// Restarts.
+pub(crate) async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
+    let client = Client::new(&args.of.server)?;
+    let id = find_id(&client, &args.of.workspace).await?;
+    let mut body = json!({
+        "apply_template": args.apply_template, "rebuild_config": args.rebuild_config, "reset": args.reset,
+    });
+    if let Some(template) = &args.template {
+        body["template"] = json!(template);
+    }
+    let answer: Value = client
+        .post(&format!("/workspaces/{id}/restart"), &body)
+        .await?;
+    let job = text(&answer, "job_id");
+    if args.wait {
+        return until_up(&client, &id, &job, args.timeout, args.of.output.json).await;
+    }
+    if args.of.output.json {
+        print_json(&answer);
+        return Ok(Exit::Done);
+    }
+    print_line(&match text(&answer, "config_dir").as_str() {
+        "existing-volume" => format!("workspace {id} is restarted"),
+        template => format!("workspace {id} is restarted with template {template}"),
+    });
+    eprintln!("job {job}");
+    Ok(Exit::Done)
 }
 
 /// Arguments of `longshore hibernate`.

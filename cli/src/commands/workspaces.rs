@@ -134,29 +134,40 @@ async fn create(client: &Client, args: CreateArgs, json: bool) -> anyhow::Result
         }
         return Ok(Exit::Done);
     }
+    until_up(client, &id, &job, args.timeout, json).await
+}
+
+/// Follows the job that brings a workspace up, waits for its agent, and shows how that ended.
+pub(crate) async fn until_up(
+    client: &Client,
+    id: &str,
+    job: &str,
+    limit: Duration,
+    json: bool,
+) -> anyhow::Result<Exit> {
     let watch = Stopwatch::start();
     if !job.is_empty() {
-        let ended = jobs::watch(client, &job, Some(args.timeout)).await?;
+        let ended = jobs::watch(client, job, Some(limit)).await?;
         if jobs::exit_of(&ended) != Exit::Done {
             eprintln!("{}", jobs::outcome(&ended));
         }
     }
-    let workspace = until_settled(client, &id, args.timeout.saturating_sub(watch.elapsed()))
+    let workspace = until_settled(client, id, limit.saturating_sub(watch.elapsed()))
         .await
         .map_err(|error| match error {
             ClientError::Waited { what, .. } => ClientError::Waited {
                 what,
-                seconds: args.timeout.as_secs(),
+                seconds: limit.as_secs(),
             },
             other => other,
         })?;
     if json {
         print_json(&workspace);
     } else {
-        print_line(&id);
+        print_line(id);
         eprintln!(
             "{} is {} after {:.1} s",
-            args.name,
+            text(&workspace, "name"),
             text(&workspace, "status"),
             watch.elapsed().as_secs_f64()
         );

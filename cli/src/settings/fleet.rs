@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use longshore_fleet::restarting::RestartBudget;
 
 use super::{SettingError, parse};
 
@@ -107,6 +108,28 @@ pub(crate) struct FleetSettings {
     #[arg(long = "provision-timeout", env = "PROVISION_TIMEOUT_SECONDS", value_name = "SECONDS", value_parser = parse::seconds)]
     pub(crate) provision_timeout: Option<Duration>,
 
+    /// Times that a workspace found gone is restarted by itself within AUTO_RESTART_WINDOW_SECONDS; once more and it has
+    /// failed. 0 restarts nothing by itself. The first comes at once, the second after 10 s, further ones after 60 s;
+    /// restarts that somebody asked for, or that a changed secret needs, do not count.
+    #[arg(
+        long = "auto-restart-max",
+        env = "AUTO_RESTART_MAX",
+        value_name = "N",
+        default_value_t = RestartBudget::DEFAULT.most,
+        value_parser = clap::value_parser!(u32).range(0..=1000)
+    )]
+    auto_restart_max: u32,
+
+    /// Seconds over which automatic restarts are counted.
+    #[arg(
+        long = "auto-restart-window",
+        env = "AUTO_RESTART_WINDOW_SECONDS",
+        value_name = "SECONDS",
+        default_value = "600",
+        value_parser = parse::seconds
+    )]
+    auto_restart_window: Duration,
+
     /// Whether this process itself runs in a container, where a workspace's `127.0.0.1` address means nothing. Unset:
     /// whether `/.dockerenv` exists and the gateway of the workspace network is not an address of this machine.
     #[arg(long = "in-docker", env = "LONGSHORE_IN_DOCKER", value_name = "BOOL", value_parser = parse::boolean, action = clap::ArgAction::Set)]
@@ -145,6 +168,14 @@ impl FleetSettings {
     pub(crate) fn is_in_docker(&self) -> bool {
         self.in_docker
             .unwrap_or_else(|| Path::new("/.dockerenv").exists())
+    }
+
+    /// How often a lost workspace is restarted by itself.
+    pub(crate) const fn auto_restart(&self) -> RestartBudget {
+        RestartBudget {
+            most: self.auto_restart_max,
+            window: self.auto_restart_window,
+        }
     }
 
     /// The address agents use, for an API on this port.

@@ -22,6 +22,16 @@ pub(crate) struct WorkerSettings {
     )]
     pub(crate) provision_concurrency: u16,
 
+    /// Restarts one worker runs at once, 1 to 64; each brings its workspace up like a provision.
+    #[arg(
+        long = "restart-concurrency",
+        env = "RESTART_CONCURRENCY",
+        value_name = "N",
+        default_value_t = 8,
+        value_parser = clap::value_parser!(u16).range(1..=64)
+    )]
+    pub(crate) restart_concurrency: u16,
+
     /// Seconds a worker that was told to stop lets its jobs end or be handed back. Unset: 8 under `up`, 30 elsewhere.
     #[arg(
         long = "worker-grace",

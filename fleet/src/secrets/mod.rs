@@ -15,6 +15,6 @@ mod store;
 pub use sealer::{KeyError, Owner, Sealed, Sealer, UnsealError};
 pub use store::{
     FailedSecret, InvalidSecretName, OpenedSecrets, RESERVED_NAMES, check_secret_name,
-    delete_global_secret, delete_workspace_secret, find_workspace_secret, load_secrets,
-    open_secrets, save_global_secret, save_workspace_secret,
+    delete_global_secret, delete_workspace_secret, find_workspace_secret, list_secret_names,
+    load_secrets, open_secrets, save_global_secret, save_workspace_secret,
 };

@@ -247,6 +247,26 @@ pub async fn open_secrets(
     Ok(opened)
 }
 
+/// The names of all secrets a workspace's agent gets, in order, each once.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn list_secret_names(
+    conn: &mut PgConnection,
+    id: WorkspaceId,
+) -> Result<Vec<String>, FleetError> {
+    let mut names = sqlx::query_scalar!(
+        r#"SELECT key AS "key!" FROM global_secrets
+           UNION SELECT key FROM workspace_secrets WHERE workspace_id = $1"#,
+        id as WorkspaceId,
+    )
+    .fetch_all(conn)
+    .await?;
+    names.retain(|name| !RESERVED_NAMES.contains(&name.as_str()));
+    names.sort_unstable();
+    Ok(names)
+}
+
 /// All secrets for an agent's environment, or none: a bundle with holes would start an agent that fails later and
 /// elsewhere.
 ///

@@ -200,6 +200,7 @@ async fn the_configuration_comes_from_the_named_template_a_default_or_nowhere() 
     let label = |workspace: &Workspace| match config_source::resolve(&setup.fleet, workspace) {
         Ok(ConfigSource::Template { label, .. }) => label,
         Ok(ConfigSource::Generated) => "(generated)".to_owned(),
+        Ok(ConfigSource::Kept(_)) => "(kept)".to_owned(),
         Err(error) => format!("({error})"),
     };
     let lead = create(Some("lead"), "claude-code").await;

@@ -16,6 +16,7 @@ mod provisioning;
 mod purge;
 mod registry;
 mod remove;
+mod restarting;
 mod setup;
 mod sql_text;
 mod status;

@@ -10,6 +10,7 @@ use longshore_base::testing::TestDatabase;
 use longshore_base::{Secret, WorkspaceId, ids};
 use longshore_events::{EventBus, EventsConfig, list_events};
 use longshore_fleet::provisioning::{self, Begin, Started};
+use longshore_fleet::restarting::RestartBudget;
 use longshore_fleet::secrets::Sealer;
 use longshore_fleet::workspace::{
     CreateError, NewWorkspace, Workspace, create_workspace, load_workspace,
@@ -41,6 +42,7 @@ pub(crate) fn config() -> FleetConfig {
         runtime_images: BTreeMap::new(),
         image_local_override: false,
         provision_timeout: None,
+        auto_restart: RestartBudget::DEFAULT,
     }
 }
 

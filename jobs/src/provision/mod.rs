@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 pub use run::ProvisionExecutor;
+#[cfg(test)]
+pub(crate) use run::STEPS;
+pub(crate) use run::{ConfigPlan, Plan, Stop, database, progress, told};
 
 use crate::{place, workspace_key};
 
@@ -28,7 +31,7 @@ pub const KIND: &str = "provision";
 /// Shapes of [`Args`] this version reads.
 pub const ARGS_VERSIONS: &[i16] = &[1, 2];
 /// A pull takes 300 s at most, everything else of a start 180 s (`spec: lifecycle` §13.2).
-const TIMEOUT: Duration = Duration::from_secs(480);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(480);
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// How provisions are tried and limited.

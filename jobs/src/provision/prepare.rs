@@ -9,6 +9,8 @@ use longshore_fleet::{
 use longshore_ledger::FencedTx;
 use uuid::Uuid;
 
+use super::run::{ConfigPlan, Plan};
+
 /// Readable by its owner alone: credentials.
 const CREDENTIAL_MODE: u32 = 0o600;
 const TOKEN_FILE: &str = ".auth_token";
@@ -20,13 +22,19 @@ pub(super) async fn prepare(
     tx: &mut FencedTx,
     fleet: &Fleet,
     workspace: &Workspace,
-    reset_session: bool,
+    plan: &Plan,
     run: Uuid,
 ) -> Result<StartSpec, PrepareError> {
     let env = environment::build(tx.connection(), fleet, workspace).await?;
-    let source = config_source::resolve(fleet, workspace)?;
+    let source = match &plan.config {
+        ConfigPlan::AsCreated => config_source::resolve(fleet, workspace)?,
+        ConfigPlan::Again { choice, kept } => {
+            config_source::resolve_again(fleet, workspace, choice, kept.clone())?
+        }
+    };
     let from_source = config_source::files(fleet, workspace, &source, env.model())?;
-    let missing = preflight::missing_env(&from_source, &env);
+    let effective = config_source::effective(&source, &from_source);
+    let missing = preflight::missing_env(&effective, &env);
     if !missing.is_empty() {
         return Err(PrepareError::MissingEnv { names: missing });
     }
@@ -67,7 +75,7 @@ pub(super) async fn prepare(
             Access::ReadOnly => WorkspaceAccess::ReadOnly,
             Access::ReadWrite => WorkspaceAccess::ReadWrite,
         },
-        reset_session: reset_session || wants_session_reset,
+        reset_session: plan.reset_session || wants_session_reset,
         generation: workspace.provision_generation,
         run,
     })

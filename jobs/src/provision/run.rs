@@ -11,24 +11,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_backends::{
-    Abandoned, Backend, BackendError, Backends, StartWatch, Started, StopTarget, steps,
+    Abandoned, Backend, BackendError, Backends, KeptConfig, StartWatch, Started, StopTarget, steps,
 };
 use longshore_base::clock::Stopwatch;
 use longshore_base::failpoint;
+use longshore_fleet::config_source::Kept;
 use longshore_fleet::provisioning::{
     self, Begin, NO_BACKEND, begin, current_generation, mark_engine, mark_failed, mark_started,
     persist_no_backend,
 };
+use longshore_fleet::restart_template::TemplateChoice;
 use longshore_fleet::workspace::Workspace;
-use longshore_fleet::{Fleet, FleetError, PrepareError, WorkspaceStatus};
+use longshore_fleet::{Fleet, FleetError, PrepareError, WorkspaceStatus, images};
 use longshore_ledger::{Executor, Fenced, JobError, Progress, RunContext, Verdict};
 use tokio::sync::Mutex;
 
-use super::Args;
 use super::prepare::prepare;
+use super::{Args, Cause};
 
 /// Names of all steps, in their order: what `steps_done` counts.
-const STEPS: [&str; 14] = [
+pub(crate) const STEPS: [&str; 14] = [
     "entered",
     "secrets",
     "env",
@@ -55,10 +57,43 @@ pub struct ProvisionExecutor {
     pub backends: Arc<Backends>,
 }
 
+/// How a workspace that has begun is brought up: what the kinds that do so differ in.
+pub(crate) struct Plan {
+    /// Where its configuration comes from.
+    pub(crate) config: ConfigPlan,
+    /// Begin without the sessions of before.
+    pub(crate) reset_session: bool,
+    /// All steps of the kind, for its progress.
+    pub(crate) steps: &'static [&'static str],
+}
+
+/// Where the configuration of a start comes from.
+pub(crate) enum ConfigPlan {
+    /// What was asked for when the workspace was created.
+    AsCreated,
+    /// It was up before: a template if one was chosen, else what is kept.
+    Again {
+        /// Which template, if any.
+        choice: TemplateChoice,
+        /// What its volume holds.
+        kept: Kept,
+    },
+}
+
 /// Why a run ends before its end.
-enum Stop {
+pub(crate) enum Stop {
     Fenced(Fenced),
     Verdict(Verdict),
+}
+
+impl Stop {
+    /// How the job's run ends.
+    pub(crate) fn verdict(self) -> Verdict {
+        match self {
+            Self::Fenced(fenced) => verdict_of_fence(&fenced),
+            Self::Verdict(verdict) => verdict,
+        }
+    }
 }
 
 impl From<Fenced> for Stop {
@@ -81,18 +116,24 @@ impl Executor for ProvisionExecutor {
             "provision entered"
         );
         let elapsed = Stopwatch::start();
-        let verdict = match self.bring_up(ctx, &args).await {
+        let brought_up = async {
+            let workspace = self.enter(ctx, &args).await?;
+            let plan = Plan {
+                config: self.config_plan(ctx, &args, &workspace).await?,
+                reset_session: args.reset_session,
+                steps: &STEPS,
+            };
+            self.bring_up(ctx, &workspace, &plan).await
+        };
+        let verdict = match brought_up.await {
             Ok(started) => {
                 tracing::info!(
                     workspace.id = %id, job.id = %job.id, container.id = started.container_id, took_ms = elapsed.elapsed_ms(),
                     "provision started the workspace"
                 );
-                Verdict::Done(Some(
-                    serde_json::json!({ "container_id": started.container_id, "engine_id": started.engine_id }),
-                ))
+                Verdict::Done(Some(told(&started)))
             }
-            Err(Stop::Fenced(fenced)) => verdict_of_fence(&fenced),
-            Err(Stop::Verdict(verdict)) => verdict,
+            Err(stop) => stop.verdict(),
         };
         match &verdict {
             Verdict::Permanent(error) | Verdict::Retry(error) => tracing::error!(
@@ -113,23 +154,63 @@ impl Executor for ProvisionExecutor {
 }
 
 impl ProvisionExecutor {
-    async fn bring_up(&self, ctx: &RunContext, args: &Args) -> Result<Started, Stop> {
-        let workspace = self.enter(ctx, args).await?;
+    /// One that was up before goes on with what it had.
+    async fn config_plan(
+        &self,
+        ctx: &RunContext,
+        args: &Args,
+        workspace: &Workspace,
+    ) -> Result<ConfigPlan, Stop> {
+        let backend = match (args.cause, self.backends.choose()) {
+            (Cause::Create, _) | (_, Err(_)) => return Ok(ConfigPlan::AsCreated),
+            (_, Ok(backend)) => backend,
+        };
+        Ok(ConfigPlan::Again {
+            choice: TemplateChoice::default(),
+            kept: self.read_kept(ctx, &*backend, workspace).await?,
+        })
+    }
+
+    /// What is in the workspace's config volume. A backend that cannot tell keeps nobody from being started.
+    pub(crate) async fn read_kept(
+        &self,
+        ctx: &RunContext,
+        backend: &dyn Backend,
+        workspace: &Workspace,
+    ) -> Result<Kept, Stop> {
+        let image = {
+            let mut tx = ctx.begin().await?;
+            images::choose(tx.connection(), &self.fleet, &workspace.runtime).await
+        };
+        Ok(
+            match backend.read_config(workspace.id, &image.reference).await {
+                Ok(KeptConfig::Found(text)) => Kept::Found(text),
+                Ok(KeptConfig::Missing) => Kept::Missing,
+                Ok(KeptConfig::Elsewhere) => Kept::Unknown,
+                Err(error) => {
+                    tracing::warn!(
+                        workspace.id = %workspace.id, error = error.chain(), "cannot look into the workspace's config volume"
+                    );
+                    Kept::Unknown
+                }
+            },
+        )
+    }
+
+    /// Brings up a workspace whose attempt has begun: the one way there is, whoever wanted it.
+    pub(crate) async fn bring_up(
+        &self,
+        ctx: &RunContext,
+        workspace: &Workspace,
+        plan: &Plan,
+    ) -> Result<Started, Stop> {
         failpoint::hit("provision.entered").await;
         let Ok(backend) = self.backends.choose() else {
-            return Err(self.no_backend(ctx, &workspace).await);
+            return Err(self.no_backend(ctx, workspace).await);
         };
         let spec = {
             let mut tx = ctx.begin().await?;
-            match prepare(
-                &mut tx,
-                &self.fleet,
-                &workspace,
-                args.reset_session,
-                ctx.job().token,
-            )
-            .await
-            {
+            match prepare(&mut tx, &self.fleet, workspace, plan, ctx.job().token).await {
                 Ok(spec) => {
                     if let Err(fenced) = tx.commit().await {
                         // The inbound secret just made was remembered, but may not have been stored.
@@ -140,23 +221,25 @@ impl ProvisionExecutor {
                 }
                 Err(error) => {
                     drop(tx);
-                    return Err(self.refused(ctx, &workspace, &error).await);
+                    return Err(self.refused(ctx, workspace, &error).await);
                 }
             }
         };
         failpoint::hit("provision.token_issued").await;
         let watch = Watch {
             ctx,
-            workspace: &workspace,
+            workspace,
+            plan,
             backend: &*backend,
             told: Mutex::new(None),
         };
         let started = match backend.start(&spec, &watch).await {
             Ok(started) => started,
-            Err(error) => return Err(self.not_started(ctx, &workspace, &*backend, error).await),
+            Err(error) => return Err(self.not_started(ctx, workspace, &*backend, error).await),
         };
         failpoint::hit("provision.started").await;
-        self.persist(ctx, &workspace, &*backend, &started).await?;
+        self.persist(ctx, workspace, plan, &*backend, &started)
+            .await?;
         failpoint::hit("provision.persisted").await;
         Ok(started)
     }
@@ -173,7 +256,8 @@ impl ProvisionExecutor {
                 return Err(Stop::Verdict(Verdict::Superseded(reason.to_string())));
             }
         };
-        tx.record_progress(&progress("entered", None, None)).await?;
+        tx.record_progress(&progress(&STEPS, "entered", None, None))
+            .await?;
         tx.commit().await?;
         Ok(workspace)
     }
@@ -268,11 +352,13 @@ impl ProvisionExecutor {
         &self,
         ctx: &RunContext,
         workspace: &Workspace,
+        plan: &Plan,
         backend: &dyn Backend,
         started: &Started,
     ) -> Result<(), Stop> {
         let mut tx = ctx.begin().await?;
-        tx.record_progress(&progress("persist", None, None)).await?;
+        tx.record_progress(&progress(plan.steps, "persist", None, None))
+            .await?;
         let kept = mark_started(
             tx.connection(),
             workspace.id,
@@ -293,7 +379,8 @@ impl ProvisionExecutor {
                 "the workspace was removed or begun anew meanwhile".into(),
             )));
         }
-        tx.record_progress(&progress("started", None, None)).await?;
+        tx.record_progress(&progress(plan.steps, "started", None, None))
+            .await?;
         tx.commit().await?;
         let presence = &self.fleet.presence;
         presence.cache_url(workspace.id, &started.url).await;
@@ -321,6 +408,7 @@ impl ProvisionExecutor {
 struct Watch<'a> {
     ctx: &'a RunContext,
     workspace: &'a Workspace,
+    plan: &'a Plan,
     backend: &'a dyn Backend,
     told: Mutex<Option<(&'static str, Stopwatch)>>,
 }
@@ -374,7 +462,7 @@ impl StartWatch for Watch<'_> {
                     }
                 }
             }
-            tx.record_progress(&progress(step, message, percent))
+            tx.record_progress(&progress(self.plan.steps, step, message, percent))
                 .await?;
             tx.commit().await.map_err(Stop::from)
         };
@@ -397,12 +485,22 @@ fn superseded(current: Option<(i64, WorkspaceStatus)>) -> Verdict {
     })
 }
 
-fn progress(step: &'static str, message: Option<String>, percent: Option<u8>) -> Progress {
-    let done = STEPS.iter().position(|name| *name == step).unwrap_or(0);
+/// What a job that started a workspace says in the end.
+pub(crate) fn told(started: &Started) -> serde_json::Value {
+    serde_json::json!({ "container_id": started.container_id, "engine_id": started.engine_id })
+}
+
+pub(crate) fn progress(
+    steps: &[&'static str],
+    step: &'static str,
+    message: Option<String>,
+    percent: Option<u8>,
+) -> Progress {
+    let done = steps.iter().position(|name| *name == step).unwrap_or(0);
     Progress {
         step: step.to_owned(),
         steps_done: u32::try_from(done).unwrap_or(0),
-        steps_total: u32::try_from(STEPS.len()).ok(),
+        steps_total: u32::try_from(steps.len()).ok(),
         message,
         percent,
     }
@@ -417,7 +515,7 @@ fn verdict_of_fence(fenced: &Fenced) -> Verdict {
     }
 }
 
-fn database(error: FleetError) -> Stop {
+pub(crate) fn database(error: FleetError) -> Stop {
     let failure = JobError::new("the database was not available", &error);
     Stop::Verdict(if error.retryable() {
         Verdict::Retry(failure)

@@ -344,6 +344,27 @@ fn view(record: JobRecord, waiting: Option<Waiting>) -> Result<JobView, LedgerEr
     })
 }
 
+/// Whether a job of this kind about this workspace waits or runs.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn is_live(
+    conn: &mut PgConnection,
+    kind: &str,
+    workspace_id: WorkspaceId,
+) -> Result<bool, LedgerError> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM jobs WHERE workspace_id = $1 AND kind = $2) AS "live!""#,
+        workspace_id.0,
+        kind
+    )
+    .fetch_one(conn)
+    .await
+    .map_err(LedgerError::database(
+        "looking for live jobs of a workspace",
+    ))
+}
+
 /// The queues of a kind that live workers serve, those whose workers have beaten lately first: where a job of that kind
 /// can run.
 ///

@@ -16,8 +16,6 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder};
 use url::Host;
 
-use crate::StartError;
-
 const CONNECT_BUDGET: Duration = Duration::from_secs(10);
 /// A checked name is needed only until the connection stands.
 const KEEP: Duration = Duration::from_secs(60);
@@ -25,14 +23,17 @@ const KEEP: Duration = Duration::from_secs(60);
 const NAMES: usize = 10_000;
 
 /// The client and what it may dial.
-pub(crate) struct Agents {
+pub struct Agents {
     client: Client,
     checked: Arc<Checked>,
 }
 
 impl Agents {
     /// One client for all agents.
-    pub(crate) fn new() -> Result<Self, StartError> {
+    ///
+    /// # Errors
+    /// No HTTP client can be made.
+    pub fn new() -> reqwest::Result<Self> {
         let checked = Arc::new(Checked::default());
         let builder = |checked: &Arc<Checked>| -> ClientBuilder {
             Client::builder()
@@ -48,13 +49,13 @@ impl Agents {
             builder(&checked).tls_certs_only([]).build()
         });
         Ok(Self {
-            client: client.map_err(StartError::Client)?,
+            client: client?,
             checked,
         })
     }
 
     /// A POST to a checked URL.
-    pub(crate) fn post(&self, url: &CheckedUrl) -> reqwest::RequestBuilder {
+    pub fn post(&self, url: &CheckedUrl) -> reqwest::RequestBuilder {
         if let Some(Host::Domain(name)) = url.url.host() {
             self.checked.put(name, url.addrs.clone());
         }
