@@ -290,10 +290,7 @@ async fn collect_parts(state: &ApiState) -> Vec<PartHealth> {
 /// The engine as it is now. Without one no workspace can run, so a process that has none is degraded as well.
 async fn check_engine(state: &ApiState) -> PartHealth {
     let (mode, detail) = match &state.engine {
-        _ if state.backends.remote_org => (
-            PartMode::NotConfigured,
-            Some("a hosted organisation is configured, and this build has no backend for it: no workspace can run".to_owned()),
-        ),
+        _ if state.backends.remote_org => return control_plane(state),
         None => (
             PartMode::NotConfigured,
             Some("this process has no container engine: no workspace can run".to_owned()),
@@ -305,6 +302,23 @@ async fn check_engine(state: &ApiState) -> PartHealth {
     };
     PartHealth {
         name: "container_engine".to_owned(),
+        mode,
+        age_seconds: None,
+        detail,
+    }
+}
+
+/// A control plane is not asked how it is; that one is configured is all that can be told.
+fn control_plane(state: &ApiState) -> PartHealth {
+    let (mode, detail) = match &state.backends.remote {
+        Some(_) => (PartMode::Up, None),
+        None => (
+            PartMode::NotConfigured,
+            Some("a hosted organisation is configured (LONGSHORE_ORG_ID), and no control plane that can be used (CP_PROVISION_URL): no workspace can run".to_owned()),
+        ),
+    };
+    PartHealth {
+        name: "control_plane".to_owned(),
         mode,
         age_seconds: None,
         detail,

@@ -158,6 +158,7 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/workspaces/{id}/state", Class::State),
     route(Verb::Get, "/workspaces/{id}/logs", Class::Workspace)
         .strict(&["tail", "since", "follow"]),
+    route(Verb::Get, "/workspaces/{id}/console", Class::Admin).strict(&[]),
     route(Verb::Get, "/workspaces/{id}/jobs", Class::Workspace).strict(&["limit", "cursor"]),
     route(
         Verb::Get,

@@ -1,6 +1,7 @@
 //! The one trait behind which workspaces run.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::Stream;
@@ -25,11 +26,15 @@ pub mod steps {
 /// A place where workspaces run.
 #[async_trait]
 pub trait Backend: Send + Sync {
-    /// The backend's name in logs, metrics and rows: `docker`.
+    /// The backend's name in logs and metrics: `docker`, `remote`.
     fn kind(&self) -> &'static str;
 
-    /// The engine's own id; `None` before the first contact with it.
+    /// Where it runs them: the engine's own id, or the name of the one place there is. `None` before the first contact
+    /// with an engine.
     fn engine_id(&self) -> Option<&str>;
+
+    /// How it differs from others, as far as callers must know.
+    fn manner(&self) -> Manner;
 
     /// Makes contact if there was none yet, and asks whether the engine answers now.
     async fn check(&self) -> Result<(), BackendError>;
@@ -46,16 +51,22 @@ pub trait Backend: Send + Sync {
         watch: &dyn StartWatch,
     ) -> Result<Started, BackendError>;
 
-    /// Removes the workspace's container unless it is of a higher generation than the target's
-    /// ([`BackendError::StaleGeneration`]). Nothing there is success.
+    /// Removes what the workspace runs in: its container, unless that is of a higher generation than the target's
+    /// ([`BackendError::StaleGeneration`]), or the instance that the target names. Nothing there is success, and so is a
+    /// target without an instance where workspaces run in instances.
     async fn stop(&self, target: &StopTarget) -> Result<(), BackendError>;
 
     /// Removes volumes; call it only after a successful stop. Missing ones are success.
     async fn remove_volumes(&self, id: WorkspaceId, scope: VolumeScope)
     -> Result<(), BackendError>;
 
-    /// Whether the workspace's container runs. **An error means alive on doubt**: only `Ok(false)` says that it is gone.
-    async fn is_running(&self, id: WorkspaceId) -> Result<bool, BackendError>;
+    /// Whether the workspace's container, or the instance recorded for it, runs. **An error means alive on doubt**: only
+    /// `Ok(false)` says that it is gone.
+    async fn is_running(
+        &self,
+        id: WorkspaceId,
+        instance_id: Option<&str>,
+    ) -> Result<bool, BackendError>;
 
     /// The `config.yaml` that was kept from earlier starts. Where nothing runs the image is needed to look through.
     async fn read_config(
@@ -71,8 +82,36 @@ pub trait Backend: Send + Sync {
         false
     }
 
-    /// What the container wrote, oldest line first. [`BackendError::NoContainer`] when there is none.
+    /// What the container wrote, oldest line first. [`BackendError::NoContainer`] when there is none,
+    /// [`BackendError::Unsupported`] where workspaces do not run in containers.
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError>;
+
+    /// What the workspace's machine wrote to its console. [`BackendError::Unsupported`] where it has none.
+    async fn console(&self, id: WorkspaceId) -> Result<String, BackendError>;
+}
+
+/// How a backend differs from others, as far as callers must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
+    /// What reaches the agent besides secrets and model.
+    pub delivers: Delivers,
+    /// A start is one call that cannot be repeated, and after so long it is certain to be over. `None` where a repeated
+    /// start finds what an earlier one has made.
+    pub start_uncertain_for: Option<Duration>,
+    /// Longest a run that brings a workspace up may take, with the stop of what was there before.
+    pub run_limit: Duration,
+    /// How often to look whether what is up still runs.
+    pub look_every: Duration,
+}
+
+/// What a backend brings to the agent (spec: lifecycle §2.4, §3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivers {
+    /// The whole environment, files, and a token among them.
+    Everything,
+    /// Secrets, git identity, model, role and parent as environment. The agent builds its files from that, and gets its
+    /// token when it first registers.
+    Environment,
 }
 
 /// Asked before each step of a start; says whether to go on and shows the step to whoever watches the job.
@@ -94,7 +133,45 @@ pub struct Abandoned;
 
 /// A workspace that was brought up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
+pub enum Started {
+    /// In a container.
+    Container(StartedContainer),
+    /// On an instance of its own.
+    Instance(StartedInstance),
+}
+
+impl Started {
+    /// The container's id, if it is one.
+    #[must_use]
+    pub fn container_id(&self) -> Option<&str> {
+        match self {
+            Self::Container(container) => Some(&container.container_id),
+            Self::Instance(_) => None,
+        }
+    }
+
+    /// The instance's id, if it is one.
+    #[must_use]
+    pub fn instance_id(&self) -> Option<&str> {
+        match self {
+            Self::Container(_) => None,
+            Self::Instance(instance) => Some(&instance.instance_id),
+        }
+    }
+
+    /// The engine, or the place that stands for one.
+    #[must_use]
+    pub fn engine_id(&self) -> &str {
+        match self {
+            Self::Container(container) => &container.engine_id,
+            Self::Instance(instance) => &instance.place,
+        }
+    }
+}
+
+/// A container that was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartedContainer {
     /// The container's id.
     pub container_id: String,
     /// Where the control plane reaches the agent.
@@ -107,13 +184,27 @@ pub struct Started {
     pub image_digest: Option<String>,
 }
 
+/// An instance that was started. Where it is reached, its agent says when it registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartedInstance {
+    /// The instance's id.
+    pub instance_id: String,
+    /// The place it is at ([`Backend::engine_id`]).
+    pub place: String,
+    /// The answer was that of an earlier call under the same key: nothing was made now.
+    pub replayed: bool,
+}
+
 /// What to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopTarget {
-    /// Whose container.
+    /// Whose container or instance.
     pub workspace_id: WorkspaceId,
-    /// The newest generation that may be removed.
+    /// The newest generation whose container may be removed.
     pub generation: i64,
+    /// The instance on file: the row's `instance_id`, or what was read of it before the row went. Where workspaces run in
+    /// instances, nothing else is stopped.
+    pub instance_id: Option<String>,
 }
 
 impl StopTarget {
@@ -123,6 +214,7 @@ impl StopTarget {
         Self {
             workspace_id,
             generation: i64::MAX,
+            instance_id: None,
         }
     }
 }

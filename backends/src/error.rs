@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 
-use crate::Abandoned;
+use crate::{Abandoned, RemoteError};
 
 /// A backend could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,17 @@ pub enum BackendError {
     /// What was to be started cannot be expressed to the engine.
     #[error("the workspace cannot be started as asked: {0}")]
     Unusable(String),
+    /// There is no such thing on this backend.
+    #[error("this backend has no {what}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The remote control plane did not do what it was asked.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// A setting of this backend does not make sense.
-    #[error("setting of the Docker backend: {0}")]
+    #[error("setting of the backend: {0}")]
     Misconfigured(String),
     /// The agent binary for the reference image cannot be read.
     #[error("the agent binary {path} cannot be read")]
@@ -92,10 +101,12 @@ impl BackendError {
             | Self::InTheWay(_)
             | Self::Failed(_)
             | Self::NameContended { .. } => true,
+            Self::Remote(error) => error.retryable(),
             Self::Refused(_)
             | Self::NotStarted(_)
             | Self::NoSuchImage { .. }
             | Self::NoContainer
+            | Self::Unsupported { .. }
             | Self::NameTaken { .. }
             | Self::StaleGeneration { .. }
             | Self::Unusable(_)
@@ -105,11 +116,28 @@ impl BackendError {
         }
     }
 
+    /// Whether a failed start may have started something all the same, which nobody knows the name of.
+    #[must_use]
+    pub fn may_have_started(&self) -> bool {
+        matches!(self, Self::Remote(error) if error.may_have_started())
+    }
+
+    /// Nobody answered a call, so that nothing is known of what was asked about.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        match self {
+            Self::Remote(error) => error.status().is_none(),
+            Self::NotAvailable(_) | Self::TimedOut(_) => true,
+            _ => false,
+        }
+    }
+
     /// The reason of a failed start that a row, an event or an answer may carry: no paths, no registry, no engine output.
     #[must_use]
     pub fn public(&self) -> &'static str {
         match self {
             Self::NotAvailable(_) => "workspace start failed: no Docker daemon is available",
+            Self::Remote(_) => "provisioning failed",
             Self::TimedOut(_)
             | Self::Refused(_)
             | Self::InTheWay(_)
@@ -117,6 +145,7 @@ impl BackendError {
             | Self::NotStarted(_)
             | Self::NoSuchImage { .. }
             | Self::NoContainer
+            | Self::Unsupported { .. }
             | Self::NameTaken { .. }
             | Self::StaleGeneration { .. }
             | Self::NameContended { .. }

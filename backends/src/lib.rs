@@ -1,6 +1,6 @@
-//! Where a workspace runs: one trait, and the Docker engine behind it.
+//! Where a workspace runs: one trait, and behind it the Docker engine and the remote control plane.
 //!
-//! A backend brings a workspace's container up, takes it down and answers whether it runs. It knows nothing of
+//! A backend brings a workspace's container or instance up, takes it down and answers whether it runs. It knows nothing of
 //! rows, jobs or Postgres: what is to be run arrives as a [`StartSpec`], and whether the run may still act is asked
 //! of a [`StartWatch`] before every step that changes something outside. Nobody names a backend; [`Backends`] chooses.
 //!
@@ -10,14 +10,16 @@
 mod backend;
 pub mod docker;
 mod error;
+pub mod remote;
 mod selection;
 mod spec;
 
 pub use backend::{
-    Abandoned, Backend, KeptConfig, LogLine, LogSource, LogStream, LogsQuery, StartWatch, Started,
-    StopTarget, VolumeScope, steps,
+    Abandoned, Backend, Delivers, KeptConfig, LogLine, LogSource, LogStream, LogsQuery, Manner,
+    StartWatch, Started, StartedContainer, StartedInstance, StopTarget, VolumeScope, steps,
 };
 pub use docker::{Docker, DockerConfig};
 pub use error::{BackendError, CallError, CallFailure};
+pub use remote::{Remote, RemoteConfig, RemoteError};
 pub use selection::{Backends, NoBackend};
 pub use spec::{ConfigFile, StartSpec, WorkspaceAccess};

@@ -9,7 +9,10 @@ use crate::Backend;
 pub struct Backends {
     /// The engine, where one is configured.
     pub docker: Option<Arc<dyn Backend>>,
-    /// A remote organisation is configured: then the engine is never tried, not even when the remote client is absent.
+    /// The control plane of a hosted organisation, where its client could be made.
+    pub remote: Option<Arc<dyn Backend>>,
+    /// A hosted organisation is configured: then the engine is never tried, not even when the client of its control plane
+    /// could not be made.
     pub remote_org: bool,
 }
 
@@ -32,11 +35,12 @@ impl Backends {
     /// # Errors
     /// [`NoBackend`]: the caller keeps the row's config and marks it failed with that reason.
     pub fn choose(&self) -> Result<Arc<dyn Backend>, NoBackend> {
-        if self.remote_org {
-            // The remote client is not part of this build; its absence must not let a tenant's work run locally.
-            return Err(NoBackend);
-        }
-        self.docker.clone().ok_or(NoBackend)
+        let chosen = if self.remote_org {
+            &self.remote
+        } else {
+            &self.docker
+        };
+        chosen.clone().ok_or(NoBackend)
     }
 }
 
@@ -44,22 +48,46 @@ impl Backends {
 mod tests {
     use super::*;
     use crate::docker::{Docker, DockerConfig};
+    use crate::remote::{Remote, RemoteConfig};
 
     fn docker() -> Option<Arc<dyn Backend>> {
         let config = DockerConfig::new(longshore_base::ids::random_uuid());
         Some(Arc::new(Docker::connect(config).unwrap()))
     }
 
-    #[test]
-    fn a_remote_organisation_rules_the_engine_out() {
-        let chosen = |remote_org, docker: Option<Arc<dyn Backend>>| {
-            Backends { docker, remote_org }
-                .choose()
-                .map(|backend| backend.kind())
+    fn remote() -> Option<Arc<dyn Backend>> {
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
+        let config = RemoteConfig {
+            org_id: "tenant-1".to_owned(),
+            url: "http://127.0.0.1:1".to_owned(),
+            platform_url: "http://127.0.0.1:2".to_owned(),
+            provision_bearer: None,
+            admin_bearer: None,
+            tenant_token: None,
+            call_limit: RemoteConfig::CALL_LIMIT,
         };
-        assert_eq!(chosen(false, docker()), Ok("docker"));
-        assert_eq!(chosen(false, None), Err(NoBackend));
-        assert_eq!(chosen(true, docker()), Err(NoBackend));
-        assert_eq!(chosen(true, None), Err(NoBackend));
+        Some(Arc::new(Remote::connect(config).unwrap()))
+    }
+
+    #[test]
+    fn a_hosted_organisation_rules_the_engine_out_with_and_without_its_control_plane() {
+        let chosen = |remote_org, remote: Option<Arc<dyn Backend>>, docker| {
+            let backends = Backends {
+                docker,
+                remote,
+                remote_org,
+            };
+            backends.choose().map(|backend| backend.kind())
+        };
+        assert_eq!(chosen(true, remote(), docker()), Ok("remote"));
+        assert_eq!(chosen(true, remote(), None), Ok("remote"));
+        assert_eq!(chosen(true, None, docker()), Err(NoBackend));
+        assert_eq!(chosen(true, None, None), Err(NoBackend));
+        assert_eq!(chosen(false, None, docker()), Ok("docker"));
+        assert_eq!(chosen(false, None, None), Err(NoBackend));
+        // A client that nobody configured an organisation for is nobody's.
+        assert_eq!(chosen(false, remote(), docker()), Ok("docker"));
     }
 }

@@ -67,6 +67,27 @@ pub async fn build(
 ) -> Result<Environment, PrepareError> {
     let mut env = Environment::default();
     add_identity(&mut env, fleet, workspace);
+    complete(conn, fleet, workspace, env).await
+}
+
+/// The same without who the workspace is and where it finds what: for a backend that tells its agents in other ways.
+///
+/// # Errors
+/// As [`build`].
+pub async fn build_without_identity(
+    conn: &mut PgConnection,
+    fleet: &Fleet,
+    workspace: &Workspace,
+) -> Result<Environment, PrepareError> {
+    complete(conn, fleet, workspace, Environment::default()).await
+}
+
+async fn complete(
+    conn: &mut PgConnection,
+    fleet: &Fleet,
+    workspace: &Workspace,
+    mut env: Environment,
+) -> Result<Environment, PrepareError> {
     for (name, value) in load_secrets(conn, fleet, workspace.id).await? {
         env.put(&name, value);
     }

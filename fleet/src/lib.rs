@@ -29,6 +29,7 @@ pub mod config_source;
 pub mod environment;
 pub mod images;
 pub mod inbound_secret;
+pub mod instances;
 pub mod leaks;
 pub mod models;
 pub mod preflight;

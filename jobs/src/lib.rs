@@ -9,6 +9,7 @@ pub mod bulk;
 pub mod conflicts;
 #[cfg(feature = "failpoints")]
 pub mod effect;
+mod instances;
 pub mod place;
 pub mod provision;
 pub mod purge;

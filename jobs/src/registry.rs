@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use longshore_backends::Backends;
 use longshore_fleet::Fleet;
@@ -13,10 +14,12 @@ use crate::{Agents, bulk, conflicts, provision, purge, restart, restart_context,
 /// How much of each kind one worker does at once.
 #[derive(Clone, Copy, Debug)]
 pub struct JobsConfig {
-    /// Provisions on a Docker engine.
+    /// Provisions, wherever workspaces run.
     pub provision_concurrency: usize,
     /// Restarts.
     pub restart_concurrency: usize,
+    /// Longest one of them may take.
+    pub provision_limit: Duration,
 }
 
 /// What every process knows.
@@ -27,13 +30,13 @@ pub fn kinds(config: JobsConfig) -> Kinds {
         .with(KindSpec {
             name: provision::KIND,
             args_versions: provision::ARGS_VERSIONS,
-            policy: provision::policy(config.provision_concurrency),
+            policy: provision::policy(config.provision_concurrency, config.provision_limit),
             hooks: Some(Arc::new(provision::ProvisionHooks)),
         })
         .with(KindSpec {
             name: restart::KIND,
             args_versions: restart::ARGS_VERSIONS,
-            policy: restart::policy(config.restart_concurrency),
+            policy: restart::policy(config.restart_concurrency, config.provision_limit),
             hooks: Some(Arc::new(restart::RestartHooks)),
         })
         .with(KindSpec {

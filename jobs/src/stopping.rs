@@ -9,9 +9,12 @@ use std::time::Duration;
 use longshore_backends::{Backend, BackendError, StopTarget};
 use longshore_base::WorkspaceId;
 use longshore_fleet::FleetError;
+use longshore_fleet::instances::clear_instance;
 use longshore_fleet::leaks::{FailedStop, LeftBehind, Resource, record_leak, resolve_leak};
 use longshore_fleet::workspace::Workspace;
 use longshore_ledger::{Fenced, Progress, RunContext};
+
+use crate::instances::flag_open_start;
 
 /// Steps of a stop, for a kind's list of them.
 pub const STEPS: [&str; 4] = ["stop-1", "stop-2", "stop-3", LEAK_STEP];
@@ -24,6 +27,8 @@ pub enum StopSource {
     Restart,
     /// A restart that nobody asked for.
     AutoRestart,
+    /// A start, which first takes away what it finds.
+    Provision,
     /// A pause.
     Pause,
     /// A hibernation.
@@ -39,6 +44,7 @@ impl StopSource {
         match self {
             Self::Restart => "restart",
             Self::AutoRestart => "auto-restart",
+            Self::Provision => "provision",
             Self::Pause => "pause",
             Self::Hibernate => "hibernate",
             Self::Purge => "purge",
@@ -47,7 +53,7 @@ impl StopSource {
 
     /// It brings the workspace up again at once.
     const fn starts_again(self) -> bool {
-        matches!(self, Self::Restart | Self::AutoRestart)
+        matches!(self, Self::Restart | Self::AutoRestart | Self::Provision)
     }
 }
 
@@ -113,6 +119,7 @@ impl Running {
         StopTarget {
             workspace_id: self.workspace_id,
             generation: self.generation,
+            instance_id: self.instance_id.clone(),
         }
     }
 
@@ -177,6 +184,9 @@ impl Stop<'_> {
     /// # Errors
     /// [`StoppingError`]: the run ends. What the backend refuses is an answer, not an error.
     pub async fn run(&self, running: &Running) -> Result<Stopping, StoppingError> {
+        if !self.source.starts_again() {
+            flag_open_start(self.ctx, self.backend, running.workspace_id).await?;
+        }
         let target = running.target();
         let mut refused = None;
         for attempt in 1..=self.policy.attempts {
@@ -232,12 +242,17 @@ impl Stop<'_> {
         tx.commit().await
     }
 
-    /// What an earlier stop had left is gone now.
+    /// What an earlier stop had left is gone now, and an instance that was stopped is not on file any more: a later start
+    /// need not stop it, and a later stop must not.
     async fn forget(&self, running: &Running) -> Result<(), StoppingError> {
         let name = running.workspace_id.container_name();
         let left = running.left(self.backend, &name);
         let mut tx = self.ctx.begin().await?;
-        if resolve_leak(tx.connection(), &left).await? {
+        let mut is_changed = resolve_leak(tx.connection(), &left).await?;
+        if let Some(instance) = &running.instance_id {
+            is_changed |= clear_instance(tx.connection(), running.workspace_id, instance).await?;
+        }
+        if is_changed {
             tx.commit().await?;
         }
         Ok(())
@@ -269,6 +284,10 @@ impl Stop<'_> {
         let mut tx = self.ctx.begin().await?;
         tx.record_progress(&(self.progress)(LEAK_STEP)).await?;
         record_leak(tx.connection(), &left, &failed).await?;
+        if let (Some(instance), true) = (&running.instance_id, self.source.starts_again()) {
+            // The next one takes its place on file; this one is on the list of leaks.
+            clear_instance(tx.connection(), running.workspace_id, instance).await?;
+        }
         tx.commit().await?;
         Ok(Stopping::Left(public))
     }

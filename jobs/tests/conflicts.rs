@@ -68,6 +68,7 @@ async fn each_older_job_meets_the_fate_its_cell_names() {
     let kinds = kinds(JobsConfig {
         provision_concurrency: 1,
         restart_concurrency: 1,
+        provision_limit: std::time::Duration::from_secs(480),
     });
     let pool = database.pool();
     let steps = Steps::new(pool.clone(), kinds.clone());

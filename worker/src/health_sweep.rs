@@ -1,24 +1,33 @@
-//! `health`: looks whether the containers of workspaces that are up still run on this worker's engine, and has those
-//! restarted that do not.
+//! `health`: looks whether what runs the workspaces that are up is still there, the containers of this worker's engine or
+//! the instances of its control plane, and has those restarted that are not.
 //!
-//! A doubt is not a death: a container is gone only when the engine says so. A busy engine must not look like many dead
-//! containers at once.
+//! A doubt is not a death: something is gone only when the backend says so. A busy engine must not look like many dead
+//! containers at once. A workspace whose instance nobody has written down yet is not looked at: there is nothing to ask
+//! for.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use longshore_backends::Backend;
 use longshore_base::WorkspaceId;
 use longshore_fleet::Fleet;
-use longshore_fleet::liveness::{list_running, mark_offline};
+use longshore_fleet::instances::take_forgotten_starts;
+use longshore_fleet::leaks::{FailedStop, LeftBehind, Resource, record_leak};
+use longshore_fleet::liveness::{RunningWorkspace, list_running, mark_offline};
 use longshore_jobs::restart::{Source, request_automatic};
 use longshore_ledger::Admitter;
 use sqlx::PgPool;
 
 use crate::driver::{PassError, PassReport, Reconciler};
 
-const INTERVAL: Duration = Duration::from_secs(15);
+/// Looks beside each other.
+const AT_ONCE: usize = 8;
+/// A look that takes longer is a doubt.
+const LOOK_WITHIN: Duration = Duration::from_secs(15);
+/// Whoever wants to go on with a workspace asks about its start as soon as that is certain.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 pub(crate) struct HealthSweep {
     pub(crate) pool: PgPool,
@@ -29,6 +38,54 @@ pub(crate) struct HealthSweep {
 }
 
 impl HealthSweep {
+    /// Whether it runs, as far as the backend says.
+    async fn runs(&self, row: &RunningWorkspace) -> Option<bool> {
+        let looked = self.backend.is_running(row.id, row.instance_id.as_deref());
+        match tokio::time::timeout(LOOK_WITHIN, looked).await {
+            Ok(Ok(runs)) => Some(runs),
+            Ok(Err(error)) => {
+                tracing::debug!(workspace.id = %row.id, error = error.chain(), "cannot tell whether it runs; taken as alive");
+                None
+            }
+            Err(_elapsed) => {
+                tracing::debug!(workspace.id = %row.id, "not told in time whether it runs; taken as alive");
+                None
+            }
+        }
+    }
+
+    /// Starts whose answer was never written down, of workspaces that nobody is bringing up: nobody is going to ask what
+    /// became of them.
+    async fn flag_forgotten(&self) -> Result<usize, PassError> {
+        let mut tx = self.pool.begin().await?;
+        let forgotten = take_forgotten_starts(&mut tx, FORGOTTEN_AFTER).await?;
+        for start in &forgotten {
+            let (id, key) = (start.workspace_id, start.key());
+            tracing::error!(
+                workspace_id = %id, instance_id = "", start_key = key, source = "sweep", attempts = 1,
+                "LEAK-SUSPECT: a start was called and what became of it is not known"
+            );
+            let left = LeftBehind {
+                workspace_id: id,
+                backend: self.backend.kind(),
+                engine_id: Some(&self.engine_id),
+                resource: Resource::Instance,
+                resource_id: &key,
+            };
+            let failed = FailedStop {
+                source: "sweep",
+                attempts: 1,
+                error: "the start was never answered, and nobody has asked about it since",
+            };
+            record_leak(&mut tx, &left, &failed).await?;
+        }
+        tx.commit().await?;
+        if !forgotten.is_empty() {
+            self.fleet.bus.poke();
+        }
+        Ok(forgotten.len())
+    }
+
     /// Takes a workspace offline whose container is gone, and has it restarted: both or neither.
     async fn give_up(&self, id: WorkspaceId) -> Result<bool, PassError> {
         let mut tx = self.pool.begin().await?;
@@ -57,7 +114,7 @@ impl Reconciler for HealthSweep {
     }
 
     fn interval(&self) -> Duration {
-        INTERVAL
+        self.backend.manner().look_every
     }
 
     async fn pass(&self) -> Result<PassReport, PassError> {
@@ -66,24 +123,30 @@ impl Reconciler for HealthSweep {
             list_running(&mut conn).await?
         };
         let mut report = PassReport::default();
-        for row in rows
+        let instances = self.backend.manner().start_uncertain_for.is_some();
+        let here: Vec<_> = rows
             .into_iter()
             .filter(|row| row.engine_id.as_deref() == Some(&self.engine_id))
-        {
-            report.seen += 1;
-            match self.backend.is_running(row.id).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    if self.give_up(row.id).await? {
-                        report.acted += 1;
-                        report.sample.push(row.id.to_string());
+            .filter(|row| !instances || row.instance_id.is_some())
+            .collect();
+        for some in here.chunks(AT_ONCE) {
+            let looked = join_all(some.iter().map(|row| self.runs(row))).await;
+            for (row, runs) in some.iter().zip(looked) {
+                report.seen += 1;
+                match runs {
+                    Some(true) => {}
+                    Some(false) => {
+                        if self.give_up(row.id).await? {
+                            report.acted += 1;
+                            report.sample.push(row.id.to_string());
+                        }
                     }
-                }
-                Err(error) => {
-                    report.failed += 1;
-                    tracing::debug!(workspace.id = %row.id, error = error.chain(), "cannot tell whether the container runs; taken as alive");
+                    None => report.failed += 1,
                 }
             }
+        }
+        if instances {
+            report.acted += self.flag_forgotten().await?;
         }
         report.sample.truncate(10);
         Ok(report)

@@ -399,7 +399,11 @@ async fn give_up(state: &ApiState, target: &Workspace) -> Option<ApiError> {
         return None;
     }
     let backend = state.backends.choose().ok()?;
-    let looked = tokio::time::timeout(LOOK_BUDGET, backend.is_running(target.id)).await;
+    let looked = tokio::time::timeout(
+        LOOK_BUDGET,
+        backend.is_running(target.id, target.instance_id.as_deref()),
+    )
+    .await;
     if !matches!(looked, Ok(Ok(false))) {
         return None;
     }

@@ -94,7 +94,7 @@ pub(crate) async fn read(
 
 /// An agent may print what it was given. Only what this process has opened is known to the redactor, so the secrets are
 /// opened first; without that nothing is shown.
-async fn learn_secrets(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {
+pub(super) async fn learn_secrets(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {
     let mut conn = state.connection(FAILED).await?;
     load_secrets(&mut conn, &state.fleet, id)
         .await
@@ -141,8 +141,15 @@ fn entry(line: LogLine, redactor: &Redactor) -> LogEntry {
 }
 
 fn refuse(error: BackendError) -> ApiError {
-    if matches!(error, BackendError::NoContainer) {
-        return ApiError::not_found("workspace has no container");
+    match error {
+        BackendError::NoContainer => return ApiError::not_found("workspace has no container"),
+        BackendError::Unsupported { .. } => {
+            return ApiError::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "container logs unavailable on this deployment; ask for the console",
+            );
+        }
+        _ => {}
     }
     ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,

@@ -1,5 +1,6 @@
 //! Workspaces (`spec: rest-api` §6.2): asking for them, looking at them, changing and deleting them.
 
+mod console;
 mod create;
 mod delete;
 mod hibernate;
@@ -21,6 +22,7 @@ use poem_openapi::payload::Json;
 use serde_json::json;
 use uuid::Uuid;
 
+use self::console::ConsoleOutput;
 use self::create::{CreateWorkspaceRequest, CreateWorkspaceResponse};
 use self::delete::{DeleteWorkspaceResponse, Deletion};
 pub(crate) use self::hibernate::wake;
@@ -188,6 +190,23 @@ impl WorkspacesApi {
         let id = WorkspaceId(id.0);
         require_live(&state, id, FAILED).await?;
         logs::read(&state, id, tail.0, since.0, follow.0.unwrap_or(false)).await
+    }
+
+    /// Shows what a workspace's instance wrote to its console, known secrets masked.
+    #[oai(
+        path = "/workspaces/:id/console",
+        method = "get",
+        operation_id = "get_workspace_console"
+    )]
+    async fn get_workspace_console(
+        &self,
+        _access: AdminAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+    ) -> ApiResult<Json<ConsoleOutput>> {
+        let id = WorkspaceId(id.0);
+        require_live(&state, id, FAILED).await?;
+        console::read(&state, id).await
     }
 }
 

@@ -338,6 +338,7 @@ fn kinds() -> Kinds {
     let real = longshore_jobs::kinds(longshore_jobs::JobsConfig {
         provision_concurrency: 2,
         restart_concurrency: 2,
+        provision_limit: std::time::Duration::from_secs(480),
     });
     real.with(KindSpec {
         name: "rest",

@@ -42,7 +42,7 @@ async fn app_with_engine(backend: Arc<dyn Backend>, address: &str, used: bool) -
     let options = Options {
         backends: Backends {
             docker: used.then(|| backend.clone()),
-            remote_org: false,
+            ..Backends::default()
         },
         engine: Some(WatchedEngine {
             backend,
@@ -109,6 +109,28 @@ async fn an_engine_that_does_not_answer_is_named_with_where_it_was_looked_for_an
             address == refusing,
             "{detail}"
         );
+    }
+}
+
+#[tokio::test]
+async fn of_a_hosted_organisation_the_control_plane_is_told_instead_of_an_engine() {
+    let backend: Arc<dyn Backend> = Arc::new(Engine::default());
+    for (remote, mode) in [(Some(backend), "up"), (None, "not_configured")] {
+        let options = Options {
+            backends: Backends {
+                remote,
+                remote_org: true,
+                ..Backends::default()
+            },
+            ..Options::default()
+        };
+        let app = TestApp::with(options).await;
+        app.events_flow().await;
+        let (_, report) = readyz(&app, "?verbose").await;
+        assert_eq!(part(&report, "control_plane")["mode"], mode, "{report}");
+        let names = report["degraded"].to_string();
+        assert_eq!(names.contains("control_plane"), mode != "up", "{report}");
+        assert!(!report.to_string().contains("container_engine"), "{report}");
     }
 }
 

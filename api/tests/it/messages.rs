@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use longshore_backends::{
-    Backend, BackendError, Backends, LogLine, LogSource, LogStream, LogsQuery, StartSpec,
+    Backend, BackendError, Backends, Delivers, LogLine, LogSource, LogStream, LogsQuery, StartSpec,
     StartWatch, Started, StopTarget, VolumeScope,
 };
 use longshore_base::WorkspaceId;
@@ -487,6 +487,16 @@ async fn an_agent_that_fetches_its_messages_finds_each_once() {
 pub(crate) struct Engine {
     running: bool,
     log: Vec<LogLine>,
+    console: Console,
+}
+
+/// What an engine says when it is asked for a console.
+#[derive(Clone, Copy, Default)]
+enum Console {
+    #[default]
+    None,
+    Fails,
+    Shows,
 }
 
 #[async_trait]
@@ -496,6 +506,14 @@ impl Backend for Engine {
     }
     fn engine_id(&self) -> Option<&str> {
         None
+    }
+    fn manner(&self) -> longshore_backends::Manner {
+        longshore_backends::Manner {
+            delivers: Delivers::Everything,
+            start_uncertain_for: None,
+            run_limit: Duration::from_secs(1),
+            look_every: Duration::from_secs(1),
+        }
     }
     async fn check(&self) -> Result<(), BackendError> {
         Ok(())
@@ -509,7 +527,7 @@ impl Backend for Engine {
     async fn remove_volumes(&self, _: WorkspaceId, _: VolumeScope) -> Result<(), BackendError> {
         Ok(())
     }
-    async fn is_running(&self, _: WorkspaceId) -> Result<bool, BackendError> {
+    async fn is_running(&self, _: WorkspaceId, _: Option<&str>) -> Result<bool, BackendError> {
         Ok(self.running)
     }
     async fn logs(&self, _: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError> {
@@ -520,13 +538,20 @@ impl Backend for Engine {
         let lines = self.log[self.log.len().saturating_sub(tail)..].to_vec();
         Ok(Box::pin(futures_util::stream::iter(lines).map(Ok)))
     }
+    async fn console(&self, id: WorkspaceId) -> Result<String, BackendError> {
+        match self.console {
+            Console::None => Err(BackendError::Unsupported { what: "console" }),
+            Console::Fails => Err(BackendError::NoContainer),
+            Console::Shows => Ok(format!("console of {id}")),
+        }
+    }
 }
 
 async fn app_on(engine: Engine) -> TestApp {
     let options = Options {
         backends: Backends {
             docker: Some(Arc::new(engine)),
-            remote_org: false,
+            ..Backends::default()
         },
         ..Options::default()
     };
@@ -535,11 +560,7 @@ async fn app_on(engine: Engine) -> TestApp {
 
 #[tokio::test]
 async fn an_agent_whose_container_is_gone_is_offline() {
-    let app = app_on(Engine {
-        running: false,
-        log: Vec::new(),
-    })
-    .await;
+    let app = app_on(Engine::default()).await;
     let server = Server::start(Manner::HangUp).await;
     let agent = agent_at(&app, "dead", &server.url).await;
     let answer = send(&app, &agent, &message("x")).await;
@@ -577,6 +598,7 @@ async fn logs_are_shown_without_the_workspaces_secrets() {
     let app = app_on(Engine {
         running: true,
         log: vec![line("one"), line("key is hunter2-hunter2 !"), line("three")],
+        ..Engine::default()
     })
     .await;
     let created = app
@@ -605,4 +627,46 @@ async fn logs_are_shown_without_the_workspaces_secrets() {
     assert_eq!(text.matches("event: log\n").count(), 3, "{text}");
     assert!(text.contains("[redacted]") && !text.contains("hunter2"));
     assert!(text.trim_end().ends_with("event: end\ndata: {}"));
+}
+
+#[tokio::test]
+async fn a_console_is_shown_without_secrets_where_there_is_one() {
+    for (console, status, told) in [
+        (
+            Console::None,
+            StatusCode::NOT_IMPLEMENTED,
+            "console output unavailable on this deployment (no control plane)",
+        ),
+        (
+            Console::Fails,
+            StatusCode::BAD_GATEWAY,
+            "control plane returned an error fetching console output",
+        ),
+    ] {
+        let app = app_on(Engine {
+            console,
+            ..Engine::default()
+        })
+        .await;
+        let created = app.create(json!({ "name": "a" })).await;
+        let path = format!("/workspaces/{}/console", created["id"].as_str().unwrap());
+        let answer = app.admin(Method::GET, &path).send().await.unwrap();
+        assert_eq!(expect_error(answer, status).await, told);
+    }
+    let app = app_on(Engine {
+        console: Console::Shows,
+        ..Engine::default()
+    })
+    .await;
+    let created = app.create(json!({ "name": "a" })).await;
+    let id = created["id"].as_str().unwrap();
+    let path = format!("/workspaces/{id}/console");
+    let answer = app.admin(Method::GET, &path).send().await.unwrap();
+    let shown = expect(answer, StatusCode::OK).await;
+    assert_eq!(shown, json!({ "output": format!("console of {id}") }));
+
+    let nobody = uuid::Uuid::nil();
+    let path = format!("/workspaces/{nobody}/console");
+    let answer = app.admin(Method::GET, &path).send().await.unwrap();
+    expect_error(answer, StatusCode::NOT_FOUND).await;
 }

@@ -1,12 +1,23 @@
 //! The engine as a [`Backend`]: each call and the file it is in.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use longshore_base::WorkspaceId;
 
 use super::engine::{Docker, Engine, LOOK_LIMIT, call_within};
 use crate::{
-    Backend, BackendError, KeptConfig, LogStream, LogsQuery, StartSpec, StartWatch, Started,
-    StopTarget, VolumeScope,
+    Backend, BackendError, Delivers, KeptConfig, LogStream, LogsQuery, Manner, StartSpec,
+    StartWatch, Started, StopTarget, VolumeScope,
+};
+
+/// A pull takes 300 s at most, everything else of a start 180 s (spec: lifecycle §13.2); a start finds what an earlier one
+/// has made.
+const MANNER: Manner = Manner {
+    delivers: Delivers::Everything,
+    start_uncertain_for: None,
+    run_limit: Duration::from_secs(480),
+    look_every: Duration::from_secs(15),
 };
 
 #[async_trait]
@@ -17,6 +28,10 @@ impl Backend for Docker {
 
     fn engine_id(&self) -> Option<&str> {
         self.known_engine().map(Engine::id)
+    }
+
+    fn manner(&self) -> Manner {
+        MANNER
     }
 
     async fn check(&self) -> Result<(), BackendError> {
@@ -30,7 +45,7 @@ impl Backend for Docker {
         spec: &StartSpec,
         watch: &dyn StartWatch,
     ) -> Result<Started, BackendError> {
-        self.bring_up(spec, watch).await
+        self.bring_up(spec, watch).await.map(Started::Container)
     }
 
     async fn stop(&self, target: &StopTarget) -> Result<(), BackendError> {
@@ -45,7 +60,11 @@ impl Backend for Docker {
         self.remove_volumes_of(id, scope).await
     }
 
-    async fn is_running(&self, id: WorkspaceId) -> Result<bool, BackendError> {
+    async fn is_running(
+        &self,
+        id: WorkspaceId,
+        _instance_id: Option<&str>,
+    ) -> Result<bool, BackendError> {
         let engine = self.engine().await?;
         let found = self.find_ours(engine, id).await?;
         Ok(found.is_some_and(|found| found.running))
@@ -61,5 +80,9 @@ impl Backend for Docker {
 
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError> {
         self.logs_of(id, query).await
+    }
+
+    async fn console(&self, _id: WorkspaceId) -> Result<String, BackendError> {
+        Err(BackendError::Unsupported { what: "console" })
     }
 }

@@ -27,7 +27,7 @@ use super::files::files_archive;
 use super::image::{ReadyImage, no_such_image};
 use super::labels::Holder;
 use super::names::{AGENT_PORT, AGENT_PORT_KEY, CONFIGS};
-use crate::{BackendError, CallError, CallFailure, StartSpec, StartWatch, Started, steps};
+use crate::{BackendError, CallError, CallFailure, StartSpec, StartWatch, StartedContainer, steps};
 
 /// How long the name is fought for before we admit that others keep taking it. A time and not a number of rounds: a
 /// loaded engine refuses the name of a container it does not show yet for longer than any number of quick rounds.
@@ -56,11 +56,15 @@ impl Docker {
         create_body(spec, mark, network, &self.config.tiers, engine.cpus())
     }
 
-    pub(super) async fn bring_up(
+    /// [`Backend::start`](crate::Backend::start), answering with what only a container has.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn bring_up(
         &self,
         spec: &StartSpec,
         watch: &dyn StartWatch,
-    ) -> Result<Started, BackendError> {
+    ) -> Result<StartedContainer, BackendError> {
         check(spec)?;
         let archive = match spec.files[..] {
             [] => None,
@@ -73,7 +77,7 @@ impl Docker {
         let (container_id, image) = self.create(engine, spec, watch, image).await?;
         hit("docker.after_create").await;
         match self.run(engine, spec, watch, &container_id, archive).await {
-            Ok(url) => Ok(Started {
+            Ok(url) => Ok(StartedContainer {
                 url,
                 internal_url: internal_url(spec.workspace_id, Tier::of(spec.tier)),
                 container_id,

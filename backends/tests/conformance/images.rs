@@ -30,7 +30,7 @@ async fn a_missing_image_is_named_with_its_runtime_and_nothing_is_left() {
     };
     let error = room
         .docker
-        .start(&spec, &Allow::default())
+        .bring_up(&spec, &Allow::default())
         .await
         .unwrap_err();
     assert!(
@@ -64,7 +64,7 @@ async fn a_moving_tag_that_cannot_be_pulled_starts_from_the_local_copy() {
     };
     let watch = Allow::default();
     room.sweep_image(&spec.image);
-    let started = room.docker.start(&spec, &watch).await.unwrap();
+    let started = room.docker.bring_up(&spec, &watch).await.unwrap();
     fetch(&started.url, "env").await;
     assert!(watch.names().contains(&steps::PULL));
 }
@@ -85,7 +85,7 @@ async fn an_image_that_vanished_since_it_was_seen_is_pulled() {
     };
     room.sweep_image(&spec.image);
     let watch = Allow::default();
-    let started = docker.start(&spec, &watch).await.unwrap();
+    let started = docker.bring_up(&spec, &watch).await.unwrap();
     fetch(&started.url, "env").await;
     assert_eq!(started.image_digest, Some(registry.digest()));
     assert_eq!(
@@ -106,7 +106,7 @@ async fn an_image_that_vanished_since_it_was_seen_is_pulled() {
         .await
         .unwrap();
     docker
-        .start(&by_another_run(&spec), &Allow::default())
+        .bring_up(&by_another_run(&spec), &Allow::default())
         .await
         .unwrap();
     assert_eq!(registry.requests(), asked);
@@ -116,7 +116,7 @@ async fn an_image_that_vanished_since_it_was_seen_is_pulled() {
         .unwrap();
     remove_image(&room, &spec.image).await;
     docker
-        .start(&by_another_run(&spec), &Allow::default())
+        .bring_up(&by_another_run(&spec), &Allow::default())
         .await
         .unwrap();
     assert!(registry.requests() > asked);
@@ -131,7 +131,7 @@ async fn an_image_that_vanished_since_it_was_seen_is_pulled() {
         pull_always: true,
         ..by_another_run(&spec)
     };
-    docker.start(&moving, &Allow::default()).await.unwrap();
+    docker.bring_up(&moving, &Allow::default()).await.unwrap();
     assert!(registry.requests() > asked);
 
     docker
@@ -141,7 +141,7 @@ async fn an_image_that_vanished_since_it_was_seen_is_pulled() {
     remove_image(&room, &spec.image).await;
     let anonymous = room
         .docker
-        .start(&spec, &Allow::default())
+        .bring_up(&spec, &Allow::default())
         .await
         .unwrap_err();
     assert!(

@@ -16,11 +16,15 @@ async fn an_older_generation_is_replaced() {
     let Some(room) = room().await else { return };
     let first = room
         .docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let spec = room.spec_of_generation(2);
-    let second = room.docker.start(&spec, &Allow::default()).await.unwrap();
+    let second = room
+        .docker
+        .bring_up(&spec, &Allow::default())
+        .await
+        .unwrap();
     assert_ne!(first.container_id, second.container_id);
     assert_eq!(room.containers().await, [second.container_id]);
     fetch(&second.url, "env").await;
@@ -30,12 +34,16 @@ async fn an_older_generation_is_replaced() {
 async fn a_dead_run_of_the_same_generation_is_replaced() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     // Without looking first: a first generation learns of it by the create's refusal.
     let again = room.spec();
-    let second = room.docker.start(&again, &Allow::default()).await.unwrap();
+    let second = room
+        .docker
+        .bring_up(&again, &Allow::default())
+        .await
+        .unwrap();
     assert_eq!(room.containers().await, [second.container_id]);
     assert_eq!(room.labels().await[brand::LABEL_RUN], again.run.to_string());
 }
@@ -44,12 +52,16 @@ async fn a_dead_run_of_the_same_generation_is_replaced() {
 async fn a_newer_generation_is_respected() {
     let Some(room) = room().await else { return };
     let spec = room.spec_of_generation(3);
-    let newer = room.docker.start(&spec, &Allow::default()).await.unwrap();
+    let newer = room
+        .docker
+        .bring_up(&spec, &Allow::default())
+        .await
+        .unwrap();
     for stale in [1, 2] {
         let spec = room.spec_of_generation(stale);
         let error = room
             .docker
-            .start(&spec, &Allow::default())
+            .bring_up(&spec, &Allow::default())
             .await
             .unwrap_err();
         assert!(
@@ -66,7 +78,7 @@ async fn successor(room: &Room) -> String {
     let spec = room.spec_of_generation(2);
     let docker = room.another_process();
     docker
-        .start(&spec, &Allow::default())
+        .bring_up(&spec, &Allow::default())
         .await
         .unwrap()
         .container_id
@@ -78,7 +90,11 @@ async fn a_run_stopped_between_remove_and_create_leaves_its_successor_alone() {
     let stopped = StoppedAt::new(steps::CREATE, "container", async {
         successor(&room).await;
     });
-    let error = room.docker.start(&room.spec(), &stopped).await.unwrap_err();
+    let error = room
+        .docker
+        .bring_up(&room.spec(), &stopped)
+        .await
+        .unwrap_err();
     assert!(stopped.was_there());
     assert!(
         matches!(error, BackendError::StaleGeneration { ours: 1, theirs: 2 }),
@@ -92,14 +108,18 @@ async fn a_run_stopped_between_remove_and_create_leaves_its_successor_alone() {
 async fn a_run_stopped_before_it_removes_leaves_its_successor_alone() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec_of_generation(0), &Allow::default())
+        .bring_up(&room.spec_of_generation(0), &Allow::default())
         .await
         .unwrap();
     // It has seen generation 0 and is about to remove it.
     let stopped = StoppedAt::new(steps::CREATE, "removing the old container", async {
         successor(&room).await;
     });
-    let error = room.docker.start(&room.spec(), &stopped).await.unwrap_err();
+    let error = room
+        .docker
+        .bring_up(&room.spec(), &stopped)
+        .await
+        .unwrap_err();
     assert!(stopped.was_there());
     assert!(
         matches!(error, BackendError::StaleGeneration { .. }),
@@ -116,11 +136,14 @@ async fn a_run_whose_container_was_taken_away_does_not_touch_its_successors() {
         let stopped = StoppedAt::new(step, message, async {
             successor(&room).await;
         });
-        room.docker.start(&room.spec(), &stopped).await.unwrap_err();
+        room.docker
+            .bring_up(&room.spec(), &stopped)
+            .await
+            .unwrap_err();
         assert!(stopped.was_there());
         assert_eq!(room.containers().await.len(), 1);
         assert_eq!(room.generation().await, "2");
-        assert!(room.docker.is_running(room.id).await.unwrap());
+        assert!(room.docker.is_running(room.id, None).await.unwrap());
     }
 }
 
@@ -132,9 +155,13 @@ async fn wherever_a_run_ends_its_successor_converges_to_one_container() {
         // Generations rise, so that each abandoned start also meets what the one before it left.
         let generation = 10 * i64::try_from(steps).unwrap() + 1;
         let spec = room.spec_of_generation(generation);
-        let abandoned = room.docker.start(&spec, &GiveUpAfter::new(steps)).await;
+        let abandoned = room.docker.bring_up(&spec, &GiveUpAfter::new(steps)).await;
         let spec = room.spec_of_generation(generation + 1);
-        let started = room.docker.start(&spec, &Allow::default()).await.unwrap();
+        let started = room
+            .docker
+            .bring_up(&spec, &Allow::default())
+            .await
+            .unwrap();
         assert_eq!(room.containers().await, [started.container_id.as_str()]);
         fetch(&started.url, "env").await;
         match abandoned {
@@ -167,7 +194,7 @@ async fn of_starts_that_run_at_once_the_newest_generation_stays() {
         let watch = Allow::default();
         let starts = processes
             .iter()
-            .map(|(docker, spec)| docker.start(spec, &watch));
+            .map(|(docker, spec)| docker.bring_up(spec, &watch));
         let results = join_all(starts).await;
         let newest = results[3].as_ref().unwrap();
         assert_eq!(room.containers().await, [newest.container_id.as_str()]);
@@ -197,7 +224,7 @@ async fn stranger(room: &Room, labels: HashMap<String, String>) -> String {
 async fn what_is_not_ours_is_never_touched() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let ours = room.labels().await;
@@ -222,7 +249,7 @@ async fn what_is_not_ours_is_never_touched() {
             let spec = room.spec_of_generation(generation);
             let error = room
                 .docker
-                .start(&spec, &Allow::default())
+                .bring_up(&spec, &Allow::default())
                 .await
                 .unwrap_err();
             assert!(matches!(error, BackendError::NameTaken { .. }), "{error:?}");
@@ -240,7 +267,7 @@ async fn what_is_not_ours_is_never_touched() {
 async fn another_installations_volume_is_not_mounted() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     room.docker
@@ -253,7 +280,7 @@ async fn another_installations_volume_is_not_mounted() {
     copy.id = room.id;
     let error = copy
         .docker
-        .start(&copy.spec(), &Allow::default())
+        .bring_up(&copy.spec(), &Allow::default())
         .await
         .unwrap_err();
     assert!(matches!(error, BackendError::NameTaken { .. }), "{error:?}");

@@ -33,7 +33,7 @@ async fn logs_are_lines_with_their_time_and_source() {
     assert!(matches!(none.err(), Some(BackendError::NoContainer)));
 
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let seen = both_lines(&room).await;
@@ -67,7 +67,7 @@ async fn logs_are_lines_with_their_time_and_source() {
 async fn followed_logs_end_with_the_container() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let query = LogsQuery {

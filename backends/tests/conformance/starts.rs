@@ -18,7 +18,7 @@ async fn a_fresh_workspace_is_reachable_labelled_and_finds_its_files() {
         .map(|(name, value)| (name.to_owned(), Secret::from(value)))
         .to_vec();
     let watch = Allow::default();
-    let started = room.docker.start(&spec, &watch).await.unwrap();
+    let started = room.docker.bring_up(&spec, &watch).await.unwrap();
 
     assert_eq!(
         watch.names(),
@@ -81,7 +81,7 @@ async fn a_fresh_workspace_is_reachable_labelled_and_finds_its_files() {
 async fn workspaces_reach_each_other_by_name_on_their_network() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let found = room.inspect().await.unwrap();
@@ -113,7 +113,7 @@ async fn of_tier(room: &Room, tier: i32) -> (Option<String>, ContainerInspectRes
     let watch = StoppedAt::new(steps::START, "", async {
         *seen.lock().unwrap() = room.inspect().await;
     });
-    let started = room.docker.start(&spec, &watch).await;
+    let started = room.docker.bring_up(&spec, &watch).await;
     drop(watch);
     let found = seen.into_inner().unwrap().unwrap();
     match started {
@@ -157,7 +157,7 @@ async fn tier_two_is_confined_and_limited() {
     let Some(room) = room().await else { return };
     let started = room
         .docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let status = fetch(&started.url, "status").await;
@@ -226,7 +226,10 @@ async fn a_directory_of_the_host_is_mounted_as_its_access_says() {
         workspace_access: WorkspaceAccess::ReadOnly,
         ..room.spec()
     };
-    room.docker.start(&spec, &Allow::default()).await.unwrap();
+    room.docker
+        .bring_up(&spec, &Allow::default())
+        .await
+        .unwrap();
     let mounts = room.inspect().await.unwrap().mounts.unwrap();
     let mount = mounts
         .iter()
@@ -242,7 +245,10 @@ async fn inside_a_container_the_platform_is_given_the_internal_address() {
     let Some(mut room) = room().await else { return };
     room.config.in_docker = true;
     let docker = room.another_process();
-    let started = docker.start(&room.spec(), &Allow::default()).await.unwrap();
+    let started = docker
+        .bring_up(&room.spec(), &Allow::default())
+        .await
+        .unwrap();
     assert_eq!(started.url, room.id.internal_url());
 }
 
@@ -261,12 +267,15 @@ async fn a_restart_keeps_the_volumes_and_a_reset_forgets_the_sessions() {
         volume.created_at.unwrap()
     };
     let first = claude(1, false, vec![file("mine", 0o644, "edited")]);
-    room.docker.start(&first, &Allow::default()).await.unwrap();
+    room.docker
+        .bring_up(&first, &Allow::default())
+        .await
+        .unwrap();
     let made = made_at(&session).await;
 
     let second = room
         .docker
-        .start(&claude(2, false, vec![]), &Allow::default())
+        .bring_up(&claude(2, false, vec![]), &Allow::default())
         .await
         .unwrap();
     assert_eq!(fetch(&second.url, "files").await, "./mine 644 0\n");
@@ -280,7 +289,7 @@ async fn a_restart_keeps_the_volumes_and_a_reset_forgets_the_sessions() {
     };
     let third = room
         .docker
-        .start(&by_variable, &Allow::default())
+        .bring_up(&by_variable, &Allow::default())
         .await
         .unwrap();
     assert_ne!(made_at(&session).await, made);
@@ -291,7 +300,7 @@ async fn a_restart_keeps_the_volumes_and_a_reset_forgets_the_sessions() {
 async fn a_network_that_was_removed_behind_our_back_is_made_again() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let target = longshore_backends::StopTarget::any_generation(room.id);
@@ -299,7 +308,7 @@ async fn a_network_that_was_removed_behind_our_back_is_made_again() {
     room.raw.remove_network(&room.config.network).await.unwrap();
     let started = room
         .docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     fetch(&started.url, "env").await;
@@ -315,7 +324,7 @@ async fn a_start_that_fails_leaves_no_container() {
     };
     let error = room
         .docker
-        .start(&spec, &Allow::default())
+        .bring_up(&spec, &Allow::default())
         .await
         .unwrap_err();
     assert!(
@@ -331,7 +340,7 @@ async fn a_start_that_fails_leaves_no_container() {
     };
     let error = room
         .docker
-        .start(&spec, &Allow::default())
+        .bring_up(&spec, &Allow::default())
         .await
         .unwrap_err();
     assert!(matches!(error, BackendError::Unusable(_)), "{error:?}");
@@ -347,7 +356,7 @@ async fn many_started_at_once_are_all_there() {
         })
         .collect();
     let watch = Allow::default();
-    let starts = specs.iter().map(|spec| room.docker.start(spec, &watch));
+    let starts = specs.iter().map(|spec| room.docker.bring_up(spec, &watch));
     let started = futures_util::future::try_join_all(starts).await.unwrap();
     assert_eq!(room.containers().await.len(), 7);
     for one in started {

@@ -15,12 +15,13 @@ use crate::watches::Allow;
 async fn a_stop_may_be_repeated_and_keeps_the_volumes() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let target = StopTarget {
         workspace_id: room.id,
         generation: 1,
+        instance_id: None,
     };
     for _ in 0..2 {
         room.docker.stop(&target).await.unwrap();
@@ -33,17 +34,21 @@ async fn a_stop_may_be_repeated_and_keeps_the_volumes() {
 async fn a_stop_spares_a_newer_generation() {
     let Some(room) = room().await else { return };
     let spec = room.spec_of_generation(2);
-    room.docker.start(&spec, &Allow::default()).await.unwrap();
+    room.docker
+        .bring_up(&spec, &Allow::default())
+        .await
+        .unwrap();
     let target = StopTarget {
         workspace_id: room.id,
         generation: 1,
+        instance_id: None,
     };
     let error = room.docker.stop(&target).await.unwrap_err();
     assert!(
         matches!(error, BackendError::StaleGeneration { ours: 1, theirs: 2 }),
         "{error:?}"
     );
-    assert!(room.docker.is_running(room.id).await.unwrap());
+    assert!(room.docker.is_running(room.id, None).await.unwrap());
 }
 
 #[tokio::test]
@@ -58,14 +63,14 @@ async fn what_was_never_there_stops_and_is_removed() {
         .remove_volumes(nobody, VolumeScope::All)
         .await
         .unwrap();
-    assert!(!room.docker.is_running(nobody).await.unwrap());
+    assert!(!room.docker.is_running(nobody, None).await.unwrap());
 }
 
 #[tokio::test]
 async fn two_stops_at_once_both_succeed() {
     let Some(room) = room().await else { return };
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
     let target = StopTarget::any_generation(room.id);
@@ -81,7 +86,10 @@ async fn volumes_go_by_scope_and_not_while_they_are_used() {
     let Some(room) = room().await else { return };
     let mut spec = room.spec();
     spec.runtime = "claude-code".into();
-    room.docker.start(&spec, &Allow::default()).await.unwrap();
+    room.docker
+        .bring_up(&spec, &Allow::default())
+        .await
+        .unwrap();
     assert_eq!(room.volumes().await.len(), 3);
     let used = room.docker.remove_volumes(room.id, VolumeScope::All).await;
     assert!(matches!(used, Err(BackendError::InTheWay(_))), "{used:?}");
@@ -105,15 +113,15 @@ async fn volumes_go_by_scope_and_not_while_they_are_used() {
 #[tokio::test]
 async fn running_is_what_the_engine_says_of_our_container() {
     let Some(room) = room().await else { return };
-    assert!(!room.docker.is_running(room.id).await.unwrap());
+    assert!(!room.docker.is_running(room.id, None).await.unwrap());
     room.docker
-        .start(&room.spec(), &Allow::default())
+        .bring_up(&room.spec(), &Allow::default())
         .await
         .unwrap();
-    assert!(room.docker.is_running(room.id).await.unwrap());
+    assert!(room.docker.is_running(room.id, None).await.unwrap());
     let name = room.id.container_name();
     room.raw.stop_container(&name, None).await.unwrap();
-    assert!(!room.docker.is_running(room.id).await.unwrap());
+    assert!(!room.docker.is_running(room.id, None).await.unwrap());
 }
 
 fn at_socket(path: &Path) -> Docker {
@@ -135,7 +143,7 @@ async fn an_engine_that_is_away_makes_errors_and_never_a_verdict() {
     let id = WorkspaceId::random();
     for docker in [missing, dead] {
         assert_eq!(docker.engine_id(), None);
-        let running = docker.is_running(id).await;
+        let running = docker.is_running(id, None).await;
         assert!(
             matches!(running, Err(BackendError::NotAvailable(_))),
             "{running:?}"
@@ -160,9 +168,9 @@ async fn an_engine_that_comes_late_is_used_without_a_restart() {
     assert_eq!(docker.engine_id(), room.docker.engine_id());
     // Gone again, and back: nothing but the calls in between fails.
     std::fs::remove_file(&path).unwrap();
-    docker.is_running(room.id).await.unwrap_err();
+    docker.is_running(room.id, None).await.unwrap_err();
     std::os::unix::fs::symlink("/var/run/docker.sock", &path).unwrap();
-    assert!(!docker.is_running(room.id).await.unwrap());
+    assert!(!docker.is_running(room.id, None).await.unwrap());
 }
 
 #[tokio::test]
@@ -172,11 +180,17 @@ async fn a_kept_config_is_read_with_and_without_a_container() {
     assert_eq!(kept().await, KeptConfig::Missing);
     let mut spec = room.spec();
     spec.files = vec![file("other", 0o644, "x")];
-    room.docker.start(&spec, &Allow::default()).await.unwrap();
+    room.docker
+        .bring_up(&spec, &Allow::default())
+        .await
+        .unwrap();
     assert_eq!(kept().await, KeptConfig::Missing);
     let mut spec = room.spec_of_generation(2);
     spec.files = vec![file("config.yaml", 0o644, "runtime: hermes\n")];
-    room.docker.start(&spec, &Allow::default()).await.unwrap();
+    room.docker
+        .bring_up(&spec, &Allow::default())
+        .await
+        .unwrap();
     let found = KeptConfig::Found("runtime: hermes\n".to_owned());
     assert_eq!(kept().await, found);
     room.docker

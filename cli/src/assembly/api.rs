@@ -53,7 +53,7 @@ impl Core {
             admitter: self.admitter.clone(),
             kinds: self.kinds.clone(),
             backends: self.backends.clone(),
-            engine: Some(self.engine.clone()),
+            engine: self.engine.clone(),
             metrics: Some(metrics.0.clone()),
             health,
         })?;

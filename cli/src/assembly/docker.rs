@@ -28,37 +28,33 @@ pub(crate) enum DockerAt {
 pub(crate) struct Engines {
     /// What it uses.
     pub(crate) backends: Backends,
-    /// What it tells the health of.
-    pub(crate) watched: WatchedEngine,
+    /// What it tells the health of; none where workspaces run on no engine.
+    pub(crate) watched: Option<WatchedEngine>,
 }
 
 impl DockerAt {
     /// For a process that takes the engine as it is now.
-    pub(crate) fn engines_now(&self, settings: &DockerSettings, fleet: &FleetSettings) -> Engines {
-        self.engines(matches!(self, Self::Here(_)), settings, fleet)
+    pub(crate) fn engines_now(&self, settings: &DockerSettings) -> Engines {
+        self.engines(matches!(self, Self::Here(_)), settings)
     }
 
     /// For a process that will find the engine when it comes.
-    pub(crate) fn engines_whenever(
-        &self,
-        settings: &DockerSettings,
-        fleet: &FleetSettings,
-    ) -> Engines {
-        self.engines(true, settings, fleet)
+    pub(crate) fn engines_whenever(&self, settings: &DockerSettings) -> Engines {
+        self.engines(true, settings)
     }
 
-    fn engines(&self, used: bool, settings: &DockerSettings, fleet: &FleetSettings) -> Engines {
+    fn engines(&self, used: bool, settings: &DockerSettings) -> Engines {
         let (Self::Here(docker) | Self::Away(docker, _)) = self;
         let docker: Arc<dyn Backend> = docker.clone();
         Engines {
             backends: Backends {
                 docker: used.then(|| docker.clone()),
-                remote_org: fleet.org_id.is_some(),
+                ..Backends::default()
             },
-            watched: WatchedEngine {
+            watched: Some(WatchedEngine {
                 backend: docker,
                 address: settings.shown_address(),
-            },
+            }),
         }
     }
 }

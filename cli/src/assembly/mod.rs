@@ -8,6 +8,7 @@ mod database;
 mod docker;
 mod memory;
 mod metrics;
+mod remote;
 mod worker;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub(crate) use api::{Leave, RunningApi, Sockets};
 pub(crate) use database::{application, connect, warn_of_too_many};
 pub(crate) use docker::{DockerAt, Engines, connect_docker};
 pub(crate) use metrics::{MetricsPage, bind_metrics, serve_metrics};
+pub(crate) use remote::{remote_engines, take_tenant_config};
 pub(crate) use worker::RunningWorker;
 
 use crate::settings::fleet::FleetSettings;
@@ -56,7 +58,7 @@ pub(crate) struct Core {
     bus: EventBus,
     fleet: Arc<Fleet>,
     backends: Backends,
-    engine: WatchedEngine,
+    engine: Option<WatchedEngine>,
     hints: Hints,
     admitter: Admitter,
     kinds: Kinds,
@@ -102,7 +104,7 @@ impl Core {
         ));
         let stop = CancellationToken::new();
         let admitter = Admitter::new(pools.control.clone(), hints.clone(), stop.clone());
-        let kinds = worker::kinds(&worker_settings);
+        let kinds = worker::kinds(&worker_settings, &engines.backends);
         Ok(Self {
             security,
             settings: fleet_settings,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_api::{HealthSource, PartHealth, PartMode};
+use longshore_backends::Backends;
 use longshore_jobs::JobsConfig;
 use longshore_ledger::{EngineConfig, EngineHealth, Kinds};
 use longshore_worker::{Worker, WorkerConfig, WorkerParts};
@@ -12,10 +13,22 @@ use super::{Core, memory};
 use crate::settings::worker::WorkerSettings;
 
 /// Every kind, as much as any process must know of it.
-pub(super) fn kinds(settings: &WorkerSettings) -> Kinds {
+pub(super) fn kinds(settings: &WorkerSettings, backends: &Backends) -> Kinds {
+    let at_once = if backends.remote_org {
+        settings.provision_concurrency_remote
+    } else {
+        settings.provision_concurrency
+    };
+    // Without a backend they end at once.
+    let limit = backends
+        .choose()
+        .map_or(Duration::from_secs(60), |backend| {
+            backend.manner().run_limit
+        });
     longshore_jobs::kinds(JobsConfig {
-        provision_concurrency: settings.provision_concurrency.into(),
+        provision_concurrency: at_once.into(),
         restart_concurrency: settings.restart_concurrency.into(),
+        provision_limit: limit,
     })
 }
 

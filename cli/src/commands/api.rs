@@ -15,6 +15,7 @@ use crate::settings::fleet::FleetSettings;
 use crate::settings::http::HttpSettings;
 use crate::settings::metrics::MetricsSettings;
 use crate::settings::redis::RedisSettings;
+use crate::settings::remote::RemoteSettings;
 use crate::settings::security::SecuritySettings;
 use crate::settings::worker::WorkerSettings;
 use crate::signals::StopSignals;
@@ -39,6 +40,8 @@ pub(crate) struct ApiArgs {
     #[command(flatten)]
     docker: DockerSettings,
     #[command(flatten)]
+    remote: RemoteSettings,
+    #[command(flatten)]
     worker: WorkerSettings,
 }
 
@@ -47,20 +50,28 @@ pub(crate) async fn run(mut args: ApiArgs, redactor: Redactor) -> anyhow::Result
     let mut signals = StopSignals::listen()?;
     let security = args.security.for_api()?;
     args.redis.check()?;
+    args.remote.check()?;
+    assembly::take_tenant_config(&args.remote, &args.fleet, &security).await;
     let addresses = args.listen.addresses(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let listeners = Listeners::bind(&addresses).await?;
     let metrics_listener = assembly::bind_metrics(args.metrics).await?;
     let metrics = MetricsPage::start()?;
     let pools = assembly::connect(&args.database, "api").await?;
-    let docker = assembly::connect_docker(&args.docker, &mut args.fleet, &pools).await?;
-    let engines = docker.engines_whenever(&args.docker, &args.fleet);
+    redactor.learn(args.remote.secrets());
+    let port = listeners.first()?.port();
+    let engines = match assembly::remote_engines(&args.remote, &args.fleet, &security, port) {
+        Some(engines) => engines,
+        None => assembly::connect_docker(&args.docker, &mut args.fleet, &pools)
+            .await?
+            .engines_whenever(&args.docker),
+    };
     let url = listeners.local_url()?;
     let settings = CoreSettings {
         security,
         redis: args.redis,
         fleet: args.fleet,
         worker: args.worker,
-        port: listeners.first()?.port(),
+        port,
     };
     let core = Core::build(settings, pools, engines, redactor)?;
     let leave = Leave {

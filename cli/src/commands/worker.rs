@@ -13,6 +13,7 @@ use crate::settings::docker::DockerSettings;
 use crate::settings::fleet::FleetSettings;
 use crate::settings::metrics::MetricsSettings;
 use crate::settings::redis::RedisSettings;
+use crate::settings::remote::RemoteSettings;
 use crate::settings::security::SecuritySettings;
 use crate::settings::worker::WorkerSettings;
 use crate::signals::StopSignals;
@@ -38,6 +39,8 @@ pub(crate) struct WorkerArgs {
     fleet: FleetSettings,
     #[command(flatten)]
     docker: DockerSettings,
+    #[command(flatten)]
+    remote: RemoteSettings,
 }
 
 /// Works until told to stop.
@@ -45,17 +48,25 @@ pub(crate) async fn run(mut args: WorkerArgs, redactor: Redactor) -> anyhow::Res
     let mut signals = StopSignals::listen()?;
     let security = args.security.for_worker()?;
     args.redis.check()?;
+    args.remote.check()?;
+    assembly::take_tenant_config(&args.remote, &args.fleet, &security).await;
     let metrics_listener = assembly::bind_metrics(args.metrics).await?;
     let metrics = MetricsPage::start()?;
     let pools = assembly::connect(&args.database, "worker").await?;
-    let docker = assembly::connect_docker(&args.docker, &mut args.fleet, &pools).await?;
-    let engines = docker.engines_whenever(&args.docker, &args.fleet);
+    redactor.learn(args.remote.secrets());
+    let port = args.port.port;
+    let engines = match assembly::remote_engines(&args.remote, &args.fleet, &security, port) {
+        Some(engines) => engines,
+        None => assembly::connect_docker(&args.docker, &mut args.fleet, &pools)
+            .await?
+            .engines_whenever(&args.docker),
+    };
     let settings = CoreSettings {
         security,
         redis: args.redis,
         fleet: args.fleet,
         worker: args.worker.clone(),
-        port: args.port.port,
+        port,
     };
     let core = Core::build(settings, pools, engines, redactor)?;
     let mut worker = core.run_worker(&args.worker).await?;

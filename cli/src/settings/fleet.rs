@@ -143,8 +143,9 @@ pub(crate) struct FleetSettings {
     )]
     pub(crate) deploy_mode: Option<String>,
 
-    /// Id of the hosted tenant this installation serves.
-    #[arg(long = "org-id", env = "LONGSHORE_ORG_ID", value_name = "ID")]
+    /// Id of the hosted organisation this installation serves. Its workspaces run on instances of the remote control
+    /// plane (CP_PROVISION_URL), never on the Docker engine, and requests must name it in `X-Longshore-Org-Id`.
+    #[arg(long = "org-id", env = "LONGSHORE_ORG_ID", value_name = "ID", value_parser = parse::org_id)]
     pub(crate) org_id: Option<String>,
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod metrics;
 pub(crate) mod parse;
 pub(crate) mod redis;
 pub(crate) mod reflect;
+pub(crate) mod remote;
 pub(crate) mod security;
 pub(crate) mod worker;
 

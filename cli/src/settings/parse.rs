@@ -30,6 +30,28 @@ pub(crate) fn http_url(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
+/// An address that paths are put behind: `http://` or `https://` with a host, perhaps a path, and nothing else.
+pub(crate) fn base_url(text: &str) -> Result<String, String> {
+    const WANTED: &str = "must be an http:// or https:// URL without user, query or fragment";
+    let text = http_url(text).map_err(|_| WANTED.to_owned())?;
+    let url: url::Url = text.parse().map_err(|_| WANTED.to_owned())?;
+    let is_plain = url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    is_plain.then_some(text).ok_or_else(|| WANTED.to_owned())
+}
+
+/// An organisation's id: it goes into headers and is compared byte by byte.
+pub(crate) fn org_id(text: &str) -> Result<String, String> {
+    let is_plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic());
+    if is_plain && text.len() <= 255 {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 255 printable ASCII characters without spaces".to_owned())
+    }
+}
+
 /// `KEY=VALUE` with neither side empty.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -54,6 +76,28 @@ mod tests {
         }
         for bad in ["2", "ja", "truee"] {
             assert!(boolean(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_paths_are_put_behind_has_nothing_else_in_it() {
+        assert_eq!(
+            base_url("https://cp.example:8443/eu/"),
+            Ok("https://cp.example:8443/eu".to_owned())
+        );
+        for bad in [
+            "cp.example",
+            "ftp://cp.example",
+            "http://me@cp.example",
+            "http://me:secret@cp.example",
+            "http://cp.example?a=b",
+            "http://cp.example/#a",
+        ] {
+            assert!(base_url(bad).is_err(), "{bad}");
+        }
+        assert_eq!(org_id("tenant-1"), Ok("tenant-1".to_owned()));
+        for bad in ["", " ", "two words", "line\nbreak", "größe"] {
+            assert!(org_id(bad).is_err(), "{bad}");
         }
     }
 

@@ -32,6 +32,16 @@ pub(crate) struct WorkerSettings {
     )]
     pub(crate) restart_concurrency: u16,
 
+    /// Provisions one worker runs at once on a remote control plane, 7 to 256.
+    #[arg(
+        long = "provision-concurrency-remote",
+        env = "PROVISION_CONCURRENCY_REMOTE",
+        value_name = "N",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u16).range(7..=256)
+    )]
+    pub(crate) provision_concurrency_remote: u16,
+
     /// Seconds a worker that was told to stop lets its jobs end or be handed back. Unset: 8 under `up`, 30 elsewhere.
     #[arg(
         long = "worker-grace",

@@ -108,6 +108,40 @@ fn a_url_of_redis_that_is_none_is_refused_before_anything_is_connected_to() {
 }
 
 #[test]
+fn what_a_control_plane_is_called_with_is_checked_before_anything_is_connected_to() {
+    let hidden = "hunter2-hunter2\u{e4}";
+    for (name, value) in [
+        ("LONGSHORE_ORG_ID", "two words"),
+        ("CP_PROVISION_URL", "cp.example"),
+        ("CP_PROVISION_URL", "http://me:hunter2-hunter2@cp.example"),
+        ("LONGSHORE_CP_URL", "http://cp.example/?x=hunter2-hunter2"),
+        ("LONGSHORE_CP_SHARED_SECRET", hidden),
+        ("PROVISION_SHARED_SECRET", hidden),
+        ("CP_ADMIN_API_TOKEN", hidden),
+        ("PROVISION_CONCURRENCY_REMOTE", "6"),
+    ] {
+        for command in ["api", "worker", "up"] {
+            let settings = [
+                (name, value),
+                ("ADMIN_TOKEN", TOKEN),
+                ("SECRETS_ENCRYPTION_KEY", KEY),
+            ];
+            let err = refusal(command, &settings);
+            let flag = name
+                .trim_start_matches("LONGSHORE_")
+                .trim_end_matches("_URL")
+                .to_lowercase()
+                .replace('_', "-");
+            assert!(
+                err.contains(name) || err.contains(&flag) || err.contains("provision-concurrency"),
+                "{name} is not named: {err}"
+            );
+            assert!(!err.contains("hunter2"), "{err}");
+        }
+    }
+}
+
+#[test]
 fn values_in_force_are_logged_without_secrets() {
     let (code, _, err) = run(longshore()
         .arg("migrate")

@@ -83,6 +83,12 @@ async fn the_variables_come_in_the_fixed_order() {
             ("PARENT_ID", parent.as_str()),
         ]
     );
+    // A backend that says who the workspace is in its own way gets what comes after that.
+    let rest =
+        environment::build_without_identity(&mut *setup.conn().await, &setup.fleet, &workspace)
+            .await
+            .unwrap();
+    assert_eq!(rest.vars, env.vars[8..]);
     assert_eq!(env.model(), Some("minimax/M2"));
     assert_eq!(setup.fleet.redactor.clean("by Somebody"), "by [redacted]");
 }

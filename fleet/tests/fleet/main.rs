@@ -9,6 +9,7 @@ mod environment;
 mod hibernate;
 mod idempotency;
 mod inbound_secret;
+mod instances;
 mod liveness;
 mod patch;
 mod pause;

@@ -3,6 +3,7 @@
 //! The job ends at 'started'; `online` comes from the agent. Start errors are not tried again: the workspace has failed
 //! with a reason, and its owner decides. Only what failed before the first outside call for want of Postgres is retried.
 
+mod instance;
 mod prepare;
 mod run;
 
@@ -30,21 +31,21 @@ use crate::{place, workspace_key};
 pub const KIND: &str = "provision";
 /// Shapes of [`Args`] this version reads.
 pub const ARGS_VERSIONS: &[i16] = &[1, 2];
-/// A pull takes 300 s at most, everything else of a start 180 s (`spec: lifecycle` §13.2).
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(480);
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+const MAX_ATTEMPTS: i32 = 3;
 
 /// How provisions are tried and limited.
 #[must_use]
-pub fn policy(concurrency: usize) -> Policy {
+pub fn policy(concurrency: usize, limit: Duration) -> Policy {
     Policy {
-        max_attempts: 3,
+        max_attempts: MAX_ATTEMPTS,
         backoff: Backoff {
             base: Duration::from_secs(1),
             cap: Duration::from_secs(4),
             jitter: Jitter::Full,
         },
-        timeout: TIMEOUT,
+        timeout: limit,
         deadline: DEADLINE,
         concurrency,
     }
@@ -117,7 +118,7 @@ pub async fn request(
             priority: 0,
             delay: Duration::ZERO,
             deadline: DEADLINE,
-            max_attempts: policy(1).max_attempts,
+            max_attempts: MAX_ATTEMPTS,
             created_by: created_by.to_owned(),
         },
     )

@@ -1,7 +1,7 @@
 //! Everything a start needs, gathered in one transaction before the first outside call.
 
-use longshore_backends::{ConfigFile, StartSpec, WorkspaceAccess};
-use longshore_base::failpoint;
+use longshore_backends::{ConfigFile, Delivers, StartSpec, WorkspaceAccess};
+use longshore_base::{Secret, failpoint};
 use longshore_fleet::workspace::{Workspace, WorkspaceAccess as Access};
 use longshore_fleet::{
     Fleet, PrepareError, config_source, environment, images, inbound_secret, preflight, tokens,
@@ -16,16 +16,23 @@ const CREDENTIAL_MODE: u32 = 0o600;
 const TOKEN_FILE: &str = ".auth_token";
 const INBOUND_SECRET_FILE: &str = ".platform_inbound_secret";
 
-/// Gathers secrets, environment, files and image, and rotates the workspace's token. Nothing of it holds unless the
-/// caller commits.
+/// Gathers secrets, environment, files and image, and rotates the workspace's token. To a backend that delivers the
+/// environment alone go neither files nor a token: the agent's first registration brings it one (`spec: lifecycle` §3.5).
+/// Nothing of it holds unless the caller commits.
 pub(super) async fn prepare(
     tx: &mut FencedTx,
     fleet: &Fleet,
     workspace: &Workspace,
     plan: &Plan,
+    delivers: Delivers,
     run: Uuid,
 ) -> Result<StartSpec, PrepareError> {
-    let env = environment::build(tx.connection(), fleet, workspace).await?;
+    let env = match delivers {
+        Delivers::Everything => environment::build(tx.connection(), fleet, workspace).await?,
+        Delivers::Environment => {
+            environment::build_without_identity(tx.connection(), fleet, workspace).await?
+        }
+    };
     let source = match &plan.config {
         ConfigPlan::AsCreated => config_source::resolve(fleet, workspace)?,
         ConfigPlan::Again { choice, kept } => {
@@ -37,6 +44,11 @@ pub(super) async fn prepare(
     let missing = preflight::missing_env(&effective, &env);
     if !missing.is_empty() {
         return Err(PrepareError::MissingEnv { names: missing });
+    }
+    if delivers == Delivers::Environment {
+        failpoint::hit("provision.prepared").await;
+        tokens::revoke_all(tx.connection(), workspace.id).await?;
+        return Ok(spec_of(workspace, env.vars, run));
     }
     let image = images::choose(tx.connection(), fleet, &workspace.runtime).await;
     failpoint::hit("provision.prepared").await;
@@ -59,12 +71,8 @@ pub(super) async fn prepare(
         )
     });
     Ok(StartSpec {
-        workspace_id: workspace.id,
-        runtime: workspace.runtime.clone(),
-        tier: workspace.tier,
         pull_always: images::is_moving_tag(&image.reference),
         image: image.reference,
-        env: env.vars,
         files,
         workspace_dir: workspace
             .workspace_dir
@@ -76,9 +84,26 @@ pub(super) async fn prepare(
             Access::ReadWrite => WorkspaceAccess::ReadWrite,
         },
         reset_session: plan.reset_session || wants_session_reset,
+        ..spec_of(workspace, env.vars, run)
+    })
+}
+
+/// What every backend is told.
+fn spec_of(workspace: &Workspace, env: Vec<(String, Secret<String>)>, run: Uuid) -> StartSpec {
+    StartSpec {
+        workspace_id: workspace.id,
+        runtime: workspace.runtime.clone(),
+        tier: workspace.tier,
+        image: String::new(),
+        pull_always: false,
+        env,
+        files: Vec::new(),
+        workspace_dir: None,
+        workspace_access: WorkspaceAccess::None,
+        reset_session: false,
         generation: workspace.provision_generation,
         run,
-    })
+    }
 }
 
 fn credential(path: &str, value: &str) -> ConfigFile {

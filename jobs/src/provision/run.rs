@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_backends::{
-    Abandoned, Backend, BackendError, Backends, KeptConfig, StartWatch, Started, StopTarget, steps,
+    Abandoned, Backend, BackendError, Backends, KeptConfig, StartWatch, Started, StartedInstance,
+    StopTarget, steps,
 };
 use longshore_base::clock::Stopwatch;
 use longshore_base::failpoint;
 use longshore_fleet::config_source::Kept;
+use longshore_fleet::instances::open_start;
 use longshore_fleet::provisioning::{
     self, Begin, NO_BACKEND, begin, current_generation, mark_engine, mark_failed, mark_started,
     persist_no_backend,
@@ -26,6 +28,7 @@ use longshore_fleet::{Fleet, FleetError, PrepareError, WorkspaceStatus, images};
 use longshore_ledger::{Executor, Fenced, JobError, Progress, RunContext, Verdict};
 use tokio::sync::Mutex;
 
+use super::instance::Instances;
 use super::prepare::prepare;
 use super::{Args, Cause};
 
@@ -128,7 +131,8 @@ impl Executor for ProvisionExecutor {
         let verdict = match brought_up.await {
             Ok(started) => {
                 tracing::info!(
-                    workspace.id = %id, job.id = %job.id, container.id = started.container_id, took_ms = elapsed.elapsed_ms(),
+                    workspace.id = %id, job.id = %job.id, container.id = started.container_id(),
+                    instance.id = started.instance_id(), took_ms = elapsed.elapsed_ms(),
                     "provision started the workspace"
                 );
                 Verdict::Done(Some(told(&started)))
@@ -208,9 +212,22 @@ impl ProvisionExecutor {
         let Ok(backend) = self.backends.choose() else {
             return Err(self.no_backend(ctx, workspace).await);
         };
+        Instances::of(ctx, &*backend, workspace.id)
+            .wait_for_earlier()
+            .await?;
         let spec = {
             let mut tx = ctx.begin().await?;
-            match prepare(&mut tx, &self.fleet, workspace, plan, ctx.job().token).await {
+            let delivers = backend.manner().delivers;
+            match prepare(
+                &mut tx,
+                &self.fleet,
+                workspace,
+                plan,
+                delivers,
+                ctx.job().token,
+            )
+            .await
+            {
                 Ok(spec) => {
                     if let Err(fenced) = tx.commit().await {
                         // The inbound secret just made was remembered, but may not have been stored.
@@ -226,6 +243,8 @@ impl ProvisionExecutor {
             }
         };
         failpoint::hit("provision.token_issued").await;
+        let instances = Instances::of(ctx, &*backend, workspace.id);
+        instances.make_way(&spec).await?;
         let watch = Watch {
             ctx,
             workspace,
@@ -308,6 +327,11 @@ impl ProvisionExecutor {
         backend: &dyn Backend,
         error: BackendError,
     ) -> Stop {
+        let instances = Instances::of(ctx, backend, workspace.id);
+        let generation = workspace.provision_generation;
+        if let Err(stop) = instances.close_failed(generation, &error).await {
+            return stop;
+        }
         match error {
             BackendError::Abandoned(_) => self.abandoned(ctx, workspace, backend).await,
             BackendError::StaleGeneration { .. } => Stop::Verdict(Verdict::Superseded(
@@ -356,6 +380,14 @@ impl ProvisionExecutor {
         backend: &dyn Backend,
         started: &Started,
     ) -> Result<(), Stop> {
+        let started = match started {
+            Started::Container(container) => container,
+            Started::Instance(instance) => {
+                return self
+                    .persist_instance(ctx, workspace, plan, backend, instance)
+                    .await;
+            }
+        };
         let mut tx = ctx.begin().await?;
         tx.record_progress(&progress(plan.steps, "persist", None, None))
             .await?;
@@ -390,10 +422,32 @@ impl ProvisionExecutor {
         Ok(())
     }
 
+    async fn persist_instance(
+        &self,
+        ctx: &RunContext,
+        workspace: &Workspace,
+        plan: &Plan,
+        backend: &dyn Backend,
+        started: &StartedInstance,
+    ) -> Result<(), Stop> {
+        let instances = Instances::of(ctx, backend, workspace.id);
+        let told = ["persist", "started"].map(|step| progress(plan.steps, step, None, None));
+        if instances.store(workspace, started, &told).await? {
+            return Ok(());
+        }
+        instances
+            .take_down(workspace.provision_generation, started)
+            .await?;
+        Err(Stop::Verdict(Verdict::Superseded(
+            "the workspace was removed or begun anew meanwhile".into(),
+        )))
+    }
+
     async fn take_down(&self, workspace: &Workspace, backend: &dyn Backend) {
         let target = StopTarget {
             workspace_id: workspace.id,
             generation: workspace.provision_generation,
+            instance_id: None,
         };
         match backend.stop(&target).await {
             Ok(()) | Err(BackendError::StaleGeneration { .. }) => {}
@@ -418,7 +472,8 @@ impl Watch<'_> {
     fn engine_to_record(&self, step: &'static str) -> Option<&str> {
         let engine = self.backend.engine_id()?;
         let is_recorded = self.workspace.engine_id.as_deref() == Some(engine);
-        (step == steps::CREATE && !is_recorded).then_some(engine)
+        let is_needed = !is_recorded || self.backend.manner().start_uncertain_for.is_some();
+        (step == steps::CREATE && is_needed).then_some(engine)
     }
 }
 
@@ -452,11 +507,15 @@ impl StartWatch for Watch<'_> {
                 None => tx.make_forgettable().await?,
                 // Kept through a crash of Postgres: a delete that finds no engine stops nothing.
                 Some(engine) => {
-                    let generation = self.workspace.provision_generation;
-                    let recorded =
-                        mark_engine(tx.connection(), self.workspace.id, generation, engine)
-                            .await
-                            .map_err(database)?;
+                    let (id, generation) = (self.workspace.id, self.workspace.provision_generation);
+                    let recorded = match self.backend.manner().start_uncertain_for {
+                        None => mark_engine(tx.connection(), id, generation, engine).await,
+                        // And what is about to be called, for it cannot be looked for afterwards.
+                        Some(limit) => {
+                            open_start(tx.connection(), id, generation, engine, limit).await
+                        }
+                    };
+                    let recorded = recorded.map_err(database)?;
                     if !recorded {
                         return Err(Stop::Verdict(superseded(current)));
                     }
@@ -487,7 +546,14 @@ fn superseded(current: Option<(i64, WorkspaceStatus)>) -> Verdict {
 
 /// What a job that started a workspace says in the end.
 pub(crate) fn told(started: &Started) -> serde_json::Value {
-    serde_json::json!({ "container_id": started.container_id, "engine_id": started.engine_id })
+    match started {
+        Started::Container(container) => serde_json::json!({
+            "container_id": container.container_id, "engine_id": container.engine_id,
+        }),
+        Started::Instance(instance) => serde_json::json!({
+            "instance_id": instance.instance_id, "engine_id": instance.place,
+        }),
+    }
 }
 
 pub(crate) fn progress(

@@ -24,6 +24,7 @@ use longshore_ledger::{Executor, Fenced, JobError, Progress, RunContext, Verdict
 use serde_json::json;
 
 use super::{Args, Checkpoint, Failed, Namespaces, Part, read_checkpoint};
+use crate::instances;
 
 /// Longest that one workspace may take, stop and volumes together.
 const ONE_WITHIN: Duration = Duration::from_secs(30);
@@ -173,8 +174,12 @@ impl Run<'_> {
             .copied()
             .partition(|row| row.id == self.args.root_id);
         let one = |row: &Workspace| {
-            let of = (row.id, row.provision_generation);
-            self.take_down(&*backend, of, (&begun, here.len()))
+            let target = StopTarget {
+                workspace_id: row.id,
+                generation: row.provision_generation,
+                instance_id: row.instance_id.clone(),
+            };
+            self.take_down(&*backend, target, (&begun, here.len()))
         };
         let descendants: Vec<_> = descendants.into_iter().map(&one).collect();
         let mut ended: Vec<_> = stream::iter(descendants)
@@ -191,19 +196,22 @@ impl Run<'_> {
     async fn take_down(
         &self,
         backend: &dyn Backend,
-        (id, generation): (WorkspaceId, i64),
+        target: StopTarget,
         (begun, all): (&AtomicUsize, usize),
     ) -> Result<Option<Failure>, Verdict> {
         let number = begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = target.workspace_id;
         let down = async {
             self.tell("stop", (number, all)).await?;
-            let target = StopTarget {
-                workspace_id: id,
-                generation,
-            };
+            instances::flag_open_start(self.ctx, backend, id)
+                .await
+                .map_err(instances::verdict_of)?;
             if let Err(error) = backend.stop(&target).await {
                 return Ok(Some(self.failure(id, Part::Stop, &error)));
             }
+            instances::forget(self.ctx, &target)
+                .await
+                .map_err(instances::verdict_of)?;
             self.tell("volumes", (number, all)).await?;
             let scope = if self.args.purge {
                 VolumeScope::All

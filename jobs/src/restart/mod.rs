@@ -26,7 +26,7 @@ use sqlx::PgConnection;
 pub use automatic::{AutoRestartError, Automatic, request_automatic};
 pub use run::RestartExecutor;
 
-use crate::{place, provision, workspace_key};
+use crate::{place, workspace_key};
 
 /// The kind's name.
 pub const KIND: &str = "restart";
@@ -40,7 +40,7 @@ const ATTEMPTS: i32 = 3;
 
 /// How restarts are tried and limited.
 #[must_use]
-pub fn policy(concurrency: usize) -> Policy {
+pub fn policy(concurrency: usize, provision_limit: Duration) -> Policy {
     Policy {
         max_attempts: ATTEMPTS,
         backoff: Backoff {
@@ -48,7 +48,7 @@ pub fn policy(concurrency: usize) -> Policy {
             cap: Duration::from_secs(4),
             jitter: Jitter::Full,
         },
-        timeout: STOP_LIMIT.saturating_add(provision::TIMEOUT),
+        timeout: STOP_LIMIT.saturating_add(provision_limit),
         deadline: DEADLINE,
         concurrency,
     }

@@ -17,7 +17,7 @@ use longshore_ledger::{
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use crate::{place, workspace_key};
+use crate::{instances, place, workspace_key};
 
 /// The kind's name.
 pub const KIND: &str = "stop";
@@ -231,12 +231,19 @@ impl Executor for StopExecutor {
         };
         let id = args.workspace_id;
         tracing::info!(workspace.id = %id, job.id = %job.id, job.kind = job.kind, attempt = job.attempt, "stop entered");
-        let stopped = backend
-            .stop(&StopTarget {
+        let instance_id = async {
+            instances::flag_open_start(ctx, &*backend, id).await?;
+            instances::on_file(ctx, id).await
+        };
+        let target = match instance_id.await {
+            Ok(instance_id) => StopTarget {
                 workspace_id: id,
                 generation: args.generation,
-            })
-            .await;
+                instance_id,
+            },
+            Err(error) => return instances::verdict_of(error),
+        };
+        let stopped = backend.stop(&target).await;
         let removed = match stopped {
             Ok(()) if args.remove_volumes => {
                 backend
@@ -246,7 +253,10 @@ impl Executor for StopExecutor {
             other => other,
         };
         match removed {
-            Ok(()) => self.complete(ctx, &args).await,
+            Ok(()) => match instances::forget(ctx, &target).await {
+                Ok(()) => self.complete(ctx, &args).await,
+                Err(error) => instances::verdict_of(error),
+            },
             Err(BackendError::StaleGeneration { .. }) => {
                 Verdict::Superseded("a newer container is there; it is left alone".into())
             }

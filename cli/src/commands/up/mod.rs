@@ -30,7 +30,8 @@ use longshore_base::schema;
 use tokio::net::TcpListener;
 
 use crate::assembly::{
-    self, Core, CoreSettings, DockerAt, Leave, MetricsPage, RunningApi, RunningWorker, Sockets,
+    self, Core, CoreSettings, DockerAt, Engines, Leave, MetricsPage, RunningApi, RunningWorker,
+    Sockets,
 };
 use crate::exit::Exit;
 use crate::listen::{ListenSettings, Listeners};
@@ -41,6 +42,7 @@ use crate::settings::fleet::FleetSettings;
 use crate::settings::http::HttpSettings;
 use crate::settings::metrics::MetricsSettings;
 use crate::settings::redis::RedisSettings;
+use crate::settings::remote::RemoteSettings;
 use crate::settings::security::SecuritySettings;
 use crate::settings::worker::WorkerSettings;
 use crate::signals::StopSignals;
@@ -80,6 +82,8 @@ pub(crate) struct UpArgs {
     fleet: FleetSettings,
     #[command(flatten)]
     docker: DockerSettings,
+    #[command(flatten)]
+    remote: RemoteSettings,
     #[command(flatten)]
     worker: WorkerSettings,
 }
@@ -121,6 +125,7 @@ struct Up {
 /// Runs until told to stop.
 pub(crate) async fn run(mut args: UpArgs, redactor: Redactor) -> anyhow::Result<Exit> {
     args.redis.check()?;
+    args.remote.check()?;
     let mut signals = StopSignals::listen()?;
     let account = ServiceAccount::choose()?;
     let data = DataDir::open(&args.place.data, &account)?;
@@ -180,18 +185,29 @@ async fn start(
     redactor: Redactor,
 ) -> anyhow::Result<Up> {
     let pools = database(&args.database, ground.own_postgres).await?;
-    let docker = assembly::connect_docker(&args.docker, &mut args.fleet, &pools).await?;
-    let mut warnings = Vec::new();
-    let agent = args.place.agent_binary.as_deref();
-    warnings.extend(use_engine(&docker, &mut args.fleet, agent, &mut ground.listeners).await?);
     let (url, port) = (
         ground.listeners.local_url()?,
         ground.listeners.first()?.port(),
     );
+    let security = args.security.for_api()?;
+    redactor.learn(args.remote.secrets());
+    let mut warnings = Vec::new();
+    let engines = match assembly::remote_engines(&args.remote, &args.fleet, &security, port) {
+        Some(engines) => {
+            warnings.extend(without_control_plane(&engines, &args.fleet));
+            engines
+        }
+        None => {
+            let docker = assembly::connect_docker(&args.docker, &mut args.fleet, &pools).await?;
+            let agent = args.place.agent_binary.as_deref();
+            let listeners = &mut ground.listeners;
+            warnings.extend(use_engine(&docker, &mut args.fleet, agent, listeners).await?);
+            docker.engines_now(&args.docker)
+        }
+    };
     let platform_url = args.fleet.platform_url(port);
-    let engines = docker.engines_now(&args.docker, &args.fleet);
     let settings = CoreSettings {
-        security: args.security.for_api()?,
+        security,
         redis: args.redis,
         fleet: args.fleet,
         worker: args.worker.clone(),
@@ -286,6 +302,20 @@ async fn use_engine(
     Ok(imported
         .err()
         .map(|error| without_engine("refuses the reference image", &error.chain())))
+}
+
+/// What will not work for a hosted organisation.
+fn without_control_plane(engines: &Engines, fleet: &FleetSettings) -> Option<String> {
+    if engines.backends.remote.is_none() {
+        return Some(
+            "an organisation is set (LONGSHORE_ORG_ID) and no control plane that can be used (CP_PROVISION_URL): workspaces \
+             will fail; everything else works"
+                .to_owned(),
+        );
+    }
+    fleet.platform_url.is_none().then(|| {
+        "instances are not told an address that they can reach (PLATFORM_URL): their agents will not come online".to_owned()
+    })
 }
 
 fn without_engine(what: &str, why: &str) -> String {
