@@ -17,6 +17,7 @@ mod provision;
 mod purge;
 mod queues;
 mod redis_outage;
+mod remote;
 mod restart;
 mod start;
 mod status;

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::builder::{Builder, NewWorker};
 use crate::caller::Caller;
+use crate::control_plane::ControlPlane;
 use crate::engine::Engine;
 use crate::process::Process;
 use crate::programs::longshore;
@@ -26,6 +27,8 @@ pub struct TestApp {
     pub workers: Vec<Process>,
     /// The engine, where the test has one.
     pub(crate) engine: Option<Engine>,
+    /// The control plane, where the test has one.
+    pub(crate) control_plane: Option<ControlPlane>,
     pub(crate) redis: Redis,
     pub(crate) redis_prefix: String,
     pub(crate) settings: BTreeMap<String, String>,
@@ -144,6 +147,14 @@ impl TestApp {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         self.engine.as_ref().expect("built with Docker")
+    }
+
+    /// The remote control plane of this test.
+    #[must_use]
+    pub fn control_plane(&self) -> &ControlPlane {
+        self.control_plane
+            .as_ref()
+            .expect("built with a control plane")
     }
 
     /// The Redis of this test alone.

@@ -9,7 +9,8 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::app::{TestApp, launch_api};
-use crate::caller::client;
+use crate::caller::{client, client_of};
+use crate::control_plane::{ControlPlane, ORG};
 use crate::engine::Engine;
 use crate::servers::OwnRedis;
 use crate::stores::{Database, Redis};
@@ -26,6 +27,7 @@ pub struct Builder {
     workers: Vec<NewWorker>,
     settings: Vec<(String, String)>,
     api_settings: Vec<(String, String)>,
+    control_plane: Option<(String, Vec<String>)>,
 }
 
 /// How a worker process is to be.
@@ -64,11 +66,21 @@ impl Default for Builder {
             workers: vec![NewWorker::default()],
             settings: Vec::new(),
             api_settings: Vec::new(),
+            control_plane: None,
         }
     }
 }
 
 impl Builder {
+    /// As a hosted organisation, whose workspaces run on instances of this program with these flags: a simulated control
+    /// plane that keeps its instances in the machine's engine.
+    #[must_use]
+    pub fn control_plane(mut self, program: &str, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        self.control_plane = Some((program.to_owned(), flags));
+        self
+    }
+
     /// Without the machine's Docker engine, and without workers.
     #[must_use]
     pub fn without_docker(mut self) -> Self {
@@ -157,6 +169,24 @@ impl Builder {
             let nowhere = format!("unix://{}/no-docker.sock", place.path().display());
             settings.insert("DOCKER_HOST".to_owned(), nowhere);
         }
+        let control_plane = match (&self.control_plane, &engine) {
+            (Some((program, flags)), Some(engine)) => {
+                let program = (program.as_str(), flags.as_slice());
+                let place = place.path();
+                Some(ControlPlane::start(program, &admin_token, installation, engine, place).await)
+            }
+            (Some(_), None) => panic!("a control plane keeps its instances in an engine"),
+            (None, _) => None,
+        };
+        if let Some(plane) = &control_plane {
+            let hosted = [
+                ("LONGSHORE_ORG_ID", ORG),
+                ("CP_PROVISION_URL", plane.url.as_str()),
+                ("LONGSHORE_CP_SHARED_SECRET", plane.bearer.as_str()),
+                ("CP_ADMIN_API_TOKEN", plane.console_bearer.as_str()),
+            ];
+            settings.extend(hosted.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
         settings.extend(self.settings);
         let (api, port) = launch_api(&settings, &self.api_settings, 0, &place, "api").await;
         if let Some(engine) = &engine {
@@ -169,12 +199,16 @@ impl Builder {
             api,
             workers: Vec::new(),
             engine,
+            http: match control_plane {
+                Some(_) => client_of(ORG),
+                None => client(),
+            },
+            control_plane,
             redis,
             redis_prefix,
             settings,
             api_settings: self.api_settings,
             admin_token,
-            http: client(),
             port,
             processes: 0,
             jobs_may_stay: false,

@@ -1,7 +1,7 @@
 //! Callers of the API, one kind of credential each, always through HTTP.
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, LOCATION};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 
@@ -85,6 +85,17 @@ pub(crate) fn client() -> reqwest::Client {
         .install_default()
         .ok();
     reqwest::Client::new()
+}
+
+/// A client that names an organisation in every request, which a hosted installation wants.
+pub(crate) fn client_of(org: &str) -> reqwest::Client {
+    drop(client());
+    let mut headers = HeaderMap::new();
+    headers.insert("x-longshore-org-id", HeaderValue::from_str(org).unwrap());
+    reqwest::Client::builder()
+        .default_headers(headers)
+        .build()
+        .unwrap()
 }
 
 /// What came back.

@@ -19,6 +19,7 @@
 mod app;
 mod builder;
 mod caller;
+mod control_plane;
 mod engine;
 pub mod image;
 pub mod leftovers;
@@ -36,6 +37,7 @@ mod workspaces;
 pub use app::TestApp;
 pub use builder::{Builder, NewWorker};
 pub use caller::{Answer, Caller};
+pub use control_plane::ControlPlane;
 pub use engine::{Container, Engine, docker_answers};
 pub use process::{LogLine, Process};
 pub use programs::{agent_binary, longshore};
