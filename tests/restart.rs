@@ -368,7 +368,9 @@ async fn survives_a_crash_at(point: &str) {
     let (before, _) = container(&app, &id).await;
     let job = job_of(&restart(&app, &id, &json!({})).await);
     app.workers[0].died(PATIENCE).await;
-    let _successor = app.start_worker(NewWorker::default()).await;
+    let successor = app.start_worker(NewWorker::default()).await;
+    // It outlives this test's look at what is left to do.
+    app.workers.push(successor);
     let done = app.until_job(&job, "succeeded", TAKEN_OVER).await;
     assert_eq!(done["crashes"], 1, "{done}");
     app.until_up(&id, PATIENCE).await;
@@ -480,10 +482,12 @@ async fn a_workspace_that_is_lost_again_and_again_rests_longer_and_then_has_fail
 #[tokio::test]
 async fn an_agent_that_falls_silent_is_restarted() {
     needs_docker!();
-    let app = TestApp::build()
+    let mut app = TestApp::build()
         .setting("LONGSHORE_LIVENESS_TTL_SECONDS", "2")
         .start()
         .await;
+    // It falls silent again and again, and its next restart may wait.
+    app.abandon_jobs();
     let fading = json!({ "secrets": {
         "AGENT_STOP_BEATING_AFTER_SECONDS": "1", "AGENT_HEARTBEAT_SECONDS": "0.2" } });
     let id = up(&app, "fading", fading).await;
