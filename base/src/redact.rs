@@ -1,11 +1,15 @@
 //! Removes known secret values from text that leaves the process: logs, events, error texts.
 //!
 //! This is the second line of defence; the first is not putting them there. It knows values, not patterns: patterns
-//! would eat digests and container ids.
+//! would eat digests and container ids. It knows them also as JSON, URLs and base64 write them, since that is how a value
+//! gets into a line with other things around it.
 
+use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 /// Shorter values are not searched for: they would match by accident everywhere.
 const MIN_LENGTH: usize = 8;
@@ -19,7 +23,8 @@ pub struct Redactor {
 
 #[derive(Debug, Default)]
 struct Known {
-    values: Vec<String>,
+    values: HashSet<String>,
+    forms: Vec<String>,
     matcher: Option<AhoCorasick>,
 }
 
@@ -32,14 +37,14 @@ impl Redactor {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = known.values.len();
         for value in values {
-            if value.len() >= MIN_LENGTH && !known.values.iter().any(|seen| seen == value) {
-                known.values.push(value.to_owned());
+            if value.len() >= MIN_LENGTH && known.values.insert(value.to_owned()) {
+                known.forms.extend(forms(value));
             }
         }
         if known.values.len() != before {
             known.matcher = AhoCorasick::builder()
                 .match_kind(MatchKind::LeftmostLongest)
-                .build(&known.values)
+                .build(&known.forms)
                 .ok();
         }
     }
@@ -52,15 +57,67 @@ impl Redactor {
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         match &known.matcher {
-            Some(matcher) => matcher.replace_all(text, &vec![MASK; known.values.len()]),
+            Some(matcher) => matcher.replace_all(text, &vec![MASK; known.forms.len()]),
             None => text.to_owned(),
         }
     }
 }
 
+/// A value as it may stand in a text. The one without padding is in the one with it; the longest match wins.
+fn forms(value: &str) -> Vec<String> {
+    let json = serde_json::Value::from(value).to_string();
+    let mut forms = vec![
+        value.to_owned(),
+        json[1..json.len() - 1].to_owned(),
+        url_encoded(value, "%20"),
+        url_encoded(value, "+"),
+        STANDARD.encode(value),
+        STANDARD_NO_PAD.encode(value),
+        URL_SAFE_NO_PAD.encode(value),
+    ];
+    forms.sort_unstable();
+    forms.dedup();
+    forms
+}
+
+fn url_encoded(value: &str, space: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b' ' => encoded.push_str(space),
+            b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            byte if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
+            byte => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_is_masked_however_it_is_written() {
+        let redactor = Redactor::default();
+        let value = "a \"quoted\" back\\slash/+=é\n";
+        redactor.learn([value]);
+        for line in [
+            value.to_owned(),
+            serde_json::json!({ "value": value }).to_string(),
+            format!("https://x.test/?a={}&b=1", url_encoded(value, "+")),
+            format!("https://x.test/{}", url_encoded(value, "%20")),
+            format!("Basic {}", STANDARD.encode(value)),
+            format!("token={}.", URL_SAFE_NO_PAD.encode(value)),
+        ] {
+            let clean = redactor.clean(&line);
+            assert!(clean.contains(MASK), "{clean}");
+            assert!(
+                !clean.contains("quoted") && !clean.contains("YSAi"),
+                "{clean}"
+            );
+        }
+    }
 
     #[test]
     fn known_values_are_masked_and_short_ones_left_alone() {
