@@ -3,6 +3,12 @@
 //! What they declare is read once, at start, because the API and the deadline sweep must not disagree; a change needs a
 //! restart. Which directory a name means is looked up when it is asked, so a template added later can be used.
 
+mod catalog;
+mod import;
+
+pub use catalog::{Catalog, CatalogEntry, CatalogProblem, ModelOffer, ProviderOffer};
+pub use import::{ImportError, MAX_FILES, import};
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -94,6 +100,12 @@ impl Templates {
                 });
             }
         }
+    }
+
+    /// Where they are.
+    #[must_use]
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
     }
 
     /// The usable ones, by directory name.
@@ -195,12 +207,22 @@ fn list_directories(root: &Path) -> Vec<String> {
         .filter_map(Result::ok)
         .filter(|entry| entry.path().is_dir())
         .filter_map(|entry| entry.file_name().into_string().ok())
+        // Hidden ones are being written.
+        .filter(|name| !name.starts_with('.'))
         .collect();
     names.sort();
     names
 }
 
 fn read_template(directory: &Path, id: &str) -> Result<Option<Template>, String> {
+    match read_config(directory)? {
+        Some(text) => parse_template(id, &text).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The text of a template's configuration; `None` for a directory that is no template.
+fn read_config(directory: &Path) -> Result<Option<String>, String> {
     let path = directory.join(CONFIG_FILE);
     match std::fs::metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -211,8 +233,9 @@ fn read_template(directory: &Path, id: &str) -> Result<Option<Template>, String>
         }
         Ok(_) => {}
     }
-    let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
-    parse_template(id, &text).map(Some)
+    std::fs::read_to_string(&path)
+        .map(Some)
+        .map_err(|error| error.to_string())
 }
 
 /// Reads a `config.yaml`. Members of the wrong type count as absent: one odd key must not cost the template.
