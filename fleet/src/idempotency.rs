@@ -15,6 +15,7 @@
 
 use std::time::Duration;
 
+use longshore_base::Timestamp;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
@@ -133,6 +134,23 @@ pub async fn claim(
         headers: row.headers.0,
         body,
     }))
+}
+
+/// Until when answers are kept that another key than this sealed: a repetition of their requests needs that key.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn other_key_needed_until(
+    conn: &mut PgConnection,
+    key_id: &str,
+) -> Result<Option<Timestamp>, FleetError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT max(expires_at) FROM idempotency_keys
+         WHERE key_id <> $1 AND expires_at > longshore_now()",
+        key_id,
+    )
+    .fetch_one(conn)
+    .await?)
 }
 
 impl Fresh {

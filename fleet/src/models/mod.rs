@@ -3,6 +3,10 @@
 //! Two secrets carry the choice through restarts: [`MODEL_SECRET`] holds the slug itself, despite its name, and
 //! [`PROVIDER_SECRET`] what it derives to. An empty provider is never stored: it would make the image guess.
 
+mod choice;
+
+pub use choice::{check_choice, choose_model, choose_provider, find_model, find_provider};
+
 /// The secret and variable that holds the full model slug. The ecosystem fixed the name.
 pub const MODEL_SECRET: &str = "MODEL_PROVIDER";
 /// The secret and variable that holds the provider.

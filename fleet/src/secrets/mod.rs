@@ -9,9 +9,15 @@
 //! Version 2 binds a value to its place: a row copied to another workspace or another name does not open there.
 //! Values, keys and tokens appear in no log line and no error; errors name the secret and the version.
 
+mod list;
+mod rotation;
 mod sealer;
 mod store;
 
+pub use list::{SecretEntry, list_global_secrets, list_workspace_secrets, next_affected_workspace};
+pub use rotation::{
+    Prospect, Rotation, RotationError, check_rotation, count_sealed_otherwise, rotate_part,
+};
 pub use sealer::{KeyError, Owner, Sealed, Sealer, UnsealError};
 pub use store::{
     FailedSecret, InvalidSecretName, OpenedSecrets, RESERVED_NAMES, check_secret_name,

@@ -16,7 +16,7 @@ const LONE_KEY_ID: &str = "default";
 
 const PLAIN: i32 = 0;
 const UNBOUND: i32 = 1;
-const BOUND: i32 = 2;
+pub(super) const BOUND: i32 = 2;
 
 /// Where a sealed value belongs; part of what version 2 authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,21 @@ struct Key {
     cipher: Aes256Gcm,
     /// What keys for other purposes are derived from.
     root: Hkdf<Sha256>,
+}
+
+impl Key {
+    fn open(&self, aad: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, ciphertext) = sealed.split_at_checked(NONCE_BYTES)?;
+        let payload = Payload {
+            msg: ciphertext,
+            aad,
+        };
+        self.cipher.decrypt(Nonce::from_slice(nonce), payload).ok()
+    }
+
+    fn opens(&self, aad: &[u8], sealed: &[u8]) -> bool {
+        self.open(aad, sealed).is_some()
+    }
 }
 
 /// The keys secrets are sealed with. The first is current; the others only open.
@@ -143,6 +158,35 @@ impl Sealer {
     #[must_use]
     pub const fn has_key(&self) -> bool {
         !self.ring.is_empty()
+    }
+
+    /// The id of the key that seals; `None` without a key.
+    #[must_use]
+    pub fn current_id(&self) -> Option<&str> {
+        self.ring.first().map(|key| key.id.as_str())
+    }
+
+    /// The same value sealed with the current key, bound to its place; `None` when it is so already.
+    ///
+    /// # Errors
+    /// As [`Sealer::open`].
+    pub fn reseal(
+        &self,
+        owner: Owner,
+        name: &str,
+        sealed: &Sealed,
+    ) -> Result<Option<Sealed>, UnsealError> {
+        let plain = self.open_bytes(owner, name, sealed)?;
+        let by_current = |key: &Key| {
+            sealed.version == BOUND
+                && sealed.key_id.as_deref() == Some(key.id.as_str())
+                && key.opens(&binding(owner, name), &sealed.bytes)
+        };
+        Ok(if self.ring.first().is_some_and(by_current) {
+            None
+        } else {
+            Some(self.seal_bytes(owner, name, &plain))
+        })
     }
 
     /// Seals a text with the current key, bound to its owner and name; in plain text when there is no key.
@@ -220,14 +264,9 @@ impl Sealer {
         if sealed.bytes.len() < NONCE_BYTES {
             return fail("it is too short");
         }
-        let (nonce, ciphertext) = sealed.bytes.split_at(NONCE_BYTES);
-        let opened = self.candidates(sealed.key_id.as_deref()).find_map(|key| {
-            let payload = Payload {
-                msg: ciphertext,
-                aad: &aad,
-            };
-            key.cipher.decrypt(Nonce::from_slice(nonce), payload).ok()
-        });
+        let opened = self
+            .candidates(sealed.key_id.as_deref())
+            .find_map(|key| key.open(&aad, &sealed.bytes));
         match opened {
             Some(plain) => Ok(plain),
             None => fail("no configured key opens it"),
@@ -396,6 +435,33 @@ mod tests {
         );
         let single = Sealer::from_settings(Some(&old), Some(&format!("new:{new}"))).unwrap();
         assert!(single.open(Owner::Global, "K", &sealed).is_ok());
+    }
+
+    #[test]
+    fn what_the_current_key_has_not_sealed_is_sealed_anew() {
+        let (old, new) = (base64_key(1), base64_key(2));
+        let ring = |text: String| Sealer::from_settings(None, Some(&text)).unwrap();
+        let before = ring(format!("old:{old}"));
+        let after = ring(format!("new:{new},old:{old}"));
+        let plain = Sealer::without_key().seal(owner(), "K", "v");
+        for sealed in [before.seal(owner(), "K", "v"), plain] {
+            let anew = after.reseal(owner(), "K", &sealed).unwrap().unwrap();
+            assert_eq!(anew.key_id.as_deref(), Some("new"));
+            assert_eq!(after.reseal(owner(), "K", &anew).unwrap(), None);
+            let alone = ring(format!("new:{new}"));
+            assert_eq!(alone.open(owner(), "K", &anew).unwrap().expose(), "v");
+        }
+        // Another key had this id.
+        let renamed = ring(format!("key:{new},was:{old}"));
+        let sealed = ring(format!("key:{old}")).seal(owner(), "K", "v");
+        let anew = renamed.reseal(owner(), "K", &sealed).unwrap().unwrap();
+        assert_ne!(anew.bytes, sealed.bytes);
+        assert!(ring(format!("key:{new}")).open(owner(), "K", &anew).is_ok());
+        assert!(
+            ring(format!("key:{new}"))
+                .reseal(owner(), "K", &sealed)
+                .is_err()
+        );
     }
 
     #[test]

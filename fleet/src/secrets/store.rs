@@ -6,6 +6,7 @@ use longshore_base::{Secret, WorkspaceId};
 use sqlx::PgConnection;
 
 use super::{Owner, Sealed, UnsealError};
+use crate::models::{MODEL_SECRET, PROVIDER_SECRET};
 use crate::prepare::PrepareError;
 use crate::{Fleet, FleetError};
 
@@ -61,6 +62,7 @@ pub async fn save_workspace_secret(
     name: &str,
     value: &str,
 ) -> Result<(), FleetError> {
+    mask(fleet, [(name, value)]);
     let sealed = fleet.keys.seal(Owner::Workspace(id), name, value);
     sqlx::query!(
         "INSERT INTO workspace_secrets (workspace_id, key, encrypted_value, encryption_version, key_id)
@@ -108,6 +110,7 @@ pub async fn save_global_secret(
     name: &str,
     value: &str,
 ) -> Result<(), FleetError> {
+    mask(fleet, [(name, value)]);
     let sealed = fleet.keys.seal(Owner::Global, name, value);
     sqlx::query!(
         "INSERT INTO global_secrets (key, encrypted_value, encryption_version, key_id) VALUES ($1, $2, $3, $4)
@@ -241,9 +244,11 @@ pub async fn open_secrets(
             }),
         }
     }
-    fleet
-        .redactor
-        .learn(opened.values.values().map(|value| value.expose().as_str()));
+    let values = opened.values.iter();
+    mask(
+        fleet,
+        values.map(|(name, value)| (name.as_str(), value.expose().as_str())),
+    );
     Ok(opened)
 }
 
@@ -265,6 +270,15 @@ pub async fn list_secret_names(
     names.retain(|name| !RESERVED_NAMES.contains(&name.as_str()));
     names.sort_unstable();
     Ok(names)
+}
+
+/// From here on the redactor masks these values; not those that only sit among the secrets and are shown to everybody.
+fn mask<'a>(fleet: &Fleet, secrets: impl IntoIterator<Item = (&'a str, &'a str)>) {
+    let hidden = secrets
+        .into_iter()
+        .filter(|(name, _)| !matches!(*name, MODEL_SECRET | PROVIDER_SECRET))
+        .map(|(_, value)| value);
+    fleet.redactor.learn(hidden);
 }
 
 /// All secrets for an agent's environment, or none: a bundle with holes would start an agent that fails later and

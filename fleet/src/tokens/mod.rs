@@ -10,7 +10,8 @@ mod workspace;
 use longshore_base::{Secret, random, secret};
 
 pub use org::{
-    OrgToken, OrgTokenRow, list_org_tokens, mint_org_token, revoke_org_token, verify_org_token,
+    OrgToken, OrgTokenRow, find_org_token, list_org_tokens, mint_org_token, revoke_org_token,
+    verify_org_token,
 };
 pub use workspace::{
     MAX_LIVE, TokenRow, count_live, ever_issued, find_former_owner, has_live, issue, list_tokens,

@@ -102,6 +102,24 @@ pub async fn verify_org_token(
     .await?)
 }
 
+/// A live organisation token by its row.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn find_org_token(
+    conn: &mut PgConnection,
+    id: Uuid,
+) -> Result<Option<OrgToken>, FleetError> {
+    Ok(sqlx::query_as!(
+        OrgToken,
+        r#"SELECT id, prefix, org_id AS "org_id: WorkspaceId" FROM org_api_tokens
+           WHERE id = $1 AND revoked_at IS NULL"#,
+        id,
+    )
+    .fetch_optional(conn)
+    .await?)
+}
+
 /// Live tokens, newest first, at most 500.
 ///
 /// # Errors

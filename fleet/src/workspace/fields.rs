@@ -67,6 +67,20 @@ pub(crate) fn check_texts(fields: &TextFields<'_>) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks a model slug, or a provider, under its name in the request.
+pub(crate) fn check_model_text(field: &str, text: &str) -> Result<(), String> {
+    if text.contains(['\n', '\r']) {
+        return Err(format!("{field} must not contain newline characters"));
+    }
+    if text.contains('\0') {
+        return Err(format!("{field} contains invalid characters"));
+    }
+    if text.chars().count() > MAX_MODEL {
+        return Err(format!("{field} must be at most {MAX_MODEL} characters"));
+    }
+    Ok(())
+}
+
 /// Whether an agent may be given this host directory.
 pub(crate) fn is_allowed_dir(dir: &str) -> bool {
     // A colon would end the path in a bind and start its options.
