@@ -28,6 +28,8 @@ pub const POINTS: &[&str] = &[
     "purge.taken_down",
     "purge.rows_deleted",
     "finish.before",
+    "reseal.part",
+    "fanout.part",
 ];
 
 /// Passes a named point. A no-op unless the feature is on and the test asked for this point.

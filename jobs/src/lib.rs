@@ -14,8 +14,10 @@ pub mod place;
 pub mod provision;
 pub mod purge;
 pub mod registry;
+pub mod reseal;
 pub mod restart;
 pub mod restart_context;
+pub mod secret_fanout;
 pub mod stop;
 pub mod stopping;
 

@@ -9,7 +9,10 @@ use longshore_fleet::Fleet;
 use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 
 use crate::place::{self, NOWHERE};
-use crate::{Agents, bulk, conflicts, provision, purge, restart, restart_context, stop};
+use crate::{
+    Agents, bulk, conflicts, provision, purge, reseal, restart, restart_context, secret_fanout,
+    stop,
+};
 
 /// How much of each kind one worker does at once.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +65,18 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             args_versions: bulk::ARGS_VERSIONS,
             policy: bulk::POLICY,
             hooks: None,
+        })
+        .with(KindSpec {
+            name: secret_fanout::KIND,
+            args_versions: secret_fanout::ARGS_VERSIONS,
+            policy: secret_fanout::POLICY,
+            hooks: None,
+        })
+        .with(KindSpec {
+            name: reseal::KIND,
+            args_versions: reseal::ARGS_VERSIONS,
+            policy: reseal::POLICY,
+            hooks: None,
         });
     #[cfg(feature = "failpoints")]
     let kinds =
@@ -107,7 +122,15 @@ pub fn executors(
         fleet: Arc::clone(fleet),
         agents: Agents::new()?,
     });
+    let reseal: Arc<dyn Executor> = Arc::new(reseal::ResealExecutor {
+        fleet: Arc::clone(fleet),
+    });
+    let fanout: Arc<dyn Executor> = Arc::new(secret_fanout::SecretFanoutExecutor {
+        admitter: admitter.clone(),
+    });
     let ours = [
+        (reseal::KIND, reseal),
+        (secret_fanout::KIND, fanout),
         (provision::KIND, provision),
         (restart::KIND, restart),
         (restart_context::KIND, restart_context),
@@ -128,7 +151,15 @@ pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
                 .chain(engine_id)
                 .map(move |place| (place::queue(kind, place), kind))
         })
-        .chain([bulk::KIND, restart_context::KIND].map(|kind| (kind.to_owned(), kind)))
+        .chain(
+            [
+                bulk::KIND,
+                restart_context::KIND,
+                reseal::KIND,
+                secret_fanout::KIND,
+            ]
+            .map(|kind| (kind.to_owned(), kind)),
+        )
         .chain(test_queues())
         .collect()
 }

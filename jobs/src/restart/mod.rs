@@ -5,6 +5,7 @@
 //! own.
 
 mod automatic;
+mod changed;
 mod run;
 
 use std::time::Duration;
@@ -24,6 +25,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 pub use automatic::{AutoRestartError, Automatic, request_automatic};
+pub use changed::{ChangeRestartError, request_after_change};
 pub use run::RestartExecutor;
 
 use crate::{place, workspace_key};
