@@ -21,6 +21,8 @@ use crate::problem::{ApiError, ApiResult};
 
 /// Largest JSON body where a route names no other limit.
 pub(crate) const JSON_LIMIT: usize = 8 * 1024 * 1024;
+/// Largest JSON body that carries files.
+pub(crate) const FILES_LIMIT: usize = 32 * 1024 * 1024;
 /// Largest message to an agent.
 pub(crate) const MESSAGE_LIMIT: usize = 1024 * 1024;
 /// Deepest nesting. A parsed value is stored and later read back inside of others, and readers give up at 128.
@@ -38,6 +40,8 @@ pub(crate) trait JsonRequest: DeserializeOwned + Type {
     const INVALID: &'static str = "invalid request body";
     /// All fields are optional, so an absent body is an empty object.
     const MAY_BE_ABSENT: bool = false;
+    /// Largest body, in bytes.
+    const LIMIT: usize = JSON_LIMIT;
 }
 
 /// A JSON body as a parameter of an operation.
@@ -69,7 +73,7 @@ impl<'a, T: JsonRequest> ApiExtractor<'a> for JsonBody<T> {
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let bytes = read(request, body.take()?, JSON_LIMIT).await?;
+        let bytes = read(request, body.take()?, T::LIMIT).await?;
         Ok(Self(parse(&bytes, T::INVALID, T::MAY_BE_ABSENT)?))
     }
 }

@@ -13,10 +13,16 @@ use crate::jobs::JobsApi;
 use crate::jobs::bulk::BulkJobsApi;
 use crate::jobs::retry::RetryApi;
 use crate::leaks::LeaksApi;
+use crate::models::ModelsApi;
 use crate::queues::QueuesApi;
 use crate::queues::weights::WeightsApi;
 use crate::registry::RegistryApi;
+use crate::secrets::SecretsApi;
+use crate::secrets::global::GlobalSecretsApi;
+use crate::secrets::rotation::RotationApi;
 use crate::socket::SocketApi;
+use crate::templates::TemplatesApi;
+use crate::tokens::TokensApi;
 use crate::workers::WorkersApi;
 use crate::workspaces::{LifecycleApi, WorkspacesApi};
 
@@ -27,6 +33,12 @@ pub(crate) enum Tag {
     System,
     /// Workspaces: create, read, change, stop and start, delete, and what they log.
     Workspaces,
+    /// Secrets of workspaces and of all of them, model and provider.
+    Secrets,
+    /// Tokens of workspaces and of organisations.
+    Tokens,
+    /// What workspaces can be created from.
+    Templates,
     /// What agents call: register, heartbeat, find each other.
     Registry,
     /// Messages to agents.
@@ -46,6 +58,14 @@ type Apis = (
     HealthApi,
     WorkspacesApi,
     LifecycleApi,
+    (
+        SecretsApi,
+        GlobalSecretsApi,
+        RotationApi,
+        ModelsApi,
+        TokensApi,
+        TemplatesApi,
+    ),
     RegistryApi,
     A2aApi,
     EventsApi,
@@ -66,6 +86,14 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         HealthApi,
         WorkspacesApi,
         LifecycleApi,
+        (
+            SecretsApi,
+            GlobalSecretsApi,
+            RotationApi,
+            ModelsApi,
+            TokensApi,
+            TemplatesApi,
+        ),
         RegistryApi,
         A2aApi,
         EventsApi,

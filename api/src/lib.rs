@@ -42,9 +42,13 @@ mod health;
 mod holds;
 mod jobs;
 mod leaks;
+mod models;
 mod queues;
 mod registry;
+mod secrets;
 mod socket;
+mod templates;
+mod tokens;
 mod workers;
 mod workspaces;
 

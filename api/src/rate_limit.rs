@@ -102,6 +102,7 @@ struct Bucket {
 /// The counts of this process.
 pub(crate) struct RateLimiter {
     limit: u32,
+    window: Duration,
     state: Mutex<State>,
 }
 
@@ -111,10 +112,16 @@ struct State {
 }
 
 impl RateLimiter {
-    /// Counts from zero.
+    /// Counts from zero, in windows of a minute.
     pub(crate) fn new(limit: u32) -> Self {
+        Self::with_window(limit, WINDOW)
+    }
+
+    /// Counts from zero, in windows of this length.
+    pub(crate) fn with_window(limit: u32, window: Duration) -> Self {
         Self {
             limit,
+            window,
             state: Mutex::new(State {
                 buckets: HashMap::new(),
                 swept: Stopwatch::start(),
@@ -156,13 +163,13 @@ impl RateLimiter {
         if state.swept.elapsed() >= SWEEP {
             state
                 .buckets
-                .retain(|_, bucket| bucket.touched.elapsed() < IDLE);
+                .retain(|_, bucket| bucket.touched.elapsed() < IDLE.max(self.window));
             state.swept = Stopwatch::start();
         }
         if state.buckets.len() >= MOST_BUCKETS {
             state
                 .buckets
-                .retain(|_, bucket| bucket.window.elapsed() < WINDOW);
+                .retain(|_, bucket| bucket.window.elapsed() < self.window);
         }
         let bucket = state.buckets.entry(subject).or_insert_with(|| Bucket {
             window: Stopwatch::start(),
@@ -170,12 +177,12 @@ impl RateLimiter {
             touched: Stopwatch::start(),
         });
         bucket.touched = Stopwatch::start();
-        if bucket.window.elapsed() >= WINDOW {
+        if bucket.window.elapsed() >= self.window {
             bucket.window = Stopwatch::start();
             bucket.used = 0;
         }
         let exhausted = act(bucket, self.limit);
-        let left = WINDOW.saturating_sub(bucket.window.elapsed());
+        let left = self.window.saturating_sub(bucket.window.elapsed());
         Standing {
             limit: self.limit,
             remaining: self.limit.saturating_sub(bucket.used),

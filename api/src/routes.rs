@@ -21,6 +21,8 @@ pub enum Class {
     Workspace,
     /// As [`Class::Workspace`], or another workspace that may talk to it.
     Related,
+    /// The workspace named in the path by its own token, and nobody in its stead.
+    Own,
     /// An operator, or the workspace that the job is about.
     Job,
     /// As [`Class::Workspace`], or whoever was the workspace before it was removed (§6.3.5).
@@ -165,6 +167,45 @@ pub const GUARDED_ROUTES: &[Route] = &[
         "/workspaces/{id}/events/stream",
         Class::Workspace,
     ),
+    route(Verb::Get, "/workspaces/{id}/secrets", Class::Workspace),
+    post("/workspaces/{id}/secrets", Class::Workspace, Keyed),
+    route(Verb::Put, "/workspaces/{id}/secrets", Class::Workspace),
+    // Before the one with a name, which has the same shape.
+    route(Verb::Get, "/workspaces/{id}/secrets/values", Class::Own),
+    route(
+        Verb::Delete,
+        "/workspaces/{id}/secrets/{key}",
+        Class::Workspace,
+    ),
+    route(Verb::Get, "/workspaces/{id}/model", Class::Workspace),
+    route(Verb::Put, "/workspaces/{id}/model", Class::Workspace),
+    route(Verb::Get, "/workspaces/{id}/provider", Class::Workspace),
+    route(Verb::Put, "/workspaces/{id}/provider", Class::Workspace),
+    route(Verb::Get, "/settings/secrets", Class::Admin),
+    post("/settings/secrets", Class::Admin, Keyed),
+    route(Verb::Put, "/settings/secrets", Class::Admin),
+    route(Verb::Delete, "/settings/secrets/{key}", Class::Admin),
+    route(Verb::Get, "/admin/secrets", Class::Admin),
+    post("/admin/secrets", Class::Admin, Keyed),
+    route(Verb::Delete, "/admin/secrets/{key}", Class::Admin),
+    route(Verb::Get, "/templates", Class::Admin),
+    route(Verb::Get, "/templates/problems", Class::Admin).strict(&["limit", "cursor"]),
+    post(
+        "/templates/import",
+        Class::Admin,
+        Harmless("it is told that there is one of this name"),
+    ),
+    post("/secrets/rotate-key", Class::Admin, Keyed).strict(&[]),
+    route(Verb::Get, "/workspaces/{id}/tokens", Class::Workspace),
+    post("/workspaces/{id}/tokens", Class::Workspace, Keyed),
+    route(
+        Verb::Delete,
+        "/workspaces/{id}/tokens/{token_id}",
+        Class::Workspace,
+    ),
+    route(Verb::Get, "/org/tokens", Class::Admin),
+    post("/org/tokens", Class::Admin, Keyed),
+    route(Verb::Delete, "/org/tokens/{token_id}", Class::Admin),
     post(
         "/workspaces/{id}/a2a",
         Class::Message,
@@ -327,6 +368,15 @@ fn read_ids(route: &'static Route, path: &str) -> ApiResult<Matched> {
                     .parse::<uuid::Uuid>()
                     .map_err(|_| ApiError::bad_request("invalid hold id"))?;
             }
+            "{token_id}" => {
+                segment
+                    .parse::<uuid::Uuid>()
+                    .map_err(|_| ApiError::bad_request("invalid token id"))?;
+            }
+            // Any text names a secret but this character, which no column holds.
+            "{key}" if segment.contains("%00") => {
+                return Err(ApiError::bad_request("invalid secret name"));
+            }
             "{name}" if !is_plain(segment) => return Err(ApiError::bad_request("invalid name")),
             "{tenant}" if !is_plain(segment) || segment.len() > LONGEST_TENANT => {
                 return Err(ApiError::bad_request("invalid organisation"));
@@ -393,6 +443,8 @@ mod tests {
                             | "{workspace_id}"
                             | "{job_id}"
                             | "{hold_id}"
+                            | "{token_id}"
+                            | "{key}"
                             | "{name}"
                             | "{tenant}"
                     ),
@@ -423,6 +475,8 @@ mod tests {
             ),
             (Method::GET, "/jobs/nope", 400),
             (Method::DELETE, "/holds/nope", 400),
+            (Method::DELETE, "/org/tokens/nope", 400),
+            (Method::DELETE, "/settings/secrets/a%00b", 400),
             (Method::GET, "/queues/a%00b", 400),
             (Method::DELETE, "/queues/weights/a%20b", 400),
             (Method::POST, "/queues/weights", 405),

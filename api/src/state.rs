@@ -68,6 +68,8 @@ pub struct ApiState {
     pub(crate) http_metrics: Arc<HttpMetrics>,
     pub(crate) wait_metrics: WaitMetrics,
     pub(crate) limiter: RateLimiter,
+    /// Of organisation tokens that are minted, by address.
+    pub(crate) mint_limiter: RateLimiter,
     pub(crate) checked: CheckedParts,
     pub(crate) agents: Agents,
     /// Sockets and forwarded messages, which outlive their request.
@@ -98,6 +100,7 @@ impl ApiState {
         } = parts;
         Ok(Arc::new(Self {
             limiter: RateLimiter::new(config.rate_limit_per_minute),
+            mint_limiter: crate::tokens::mint_limiter(),
             agents: Agents::new().map_err(crate::StartError::Client)?,
             checked: CheckedParts::default(),
             config,

@@ -103,6 +103,11 @@ access!(
     Class::State
 );
 access!(
+    /// The workspace of the path itself.
+    OwnAccess,
+    Class::Own
+);
+access!(
     /// A workspace that may own the job, or an operator.
     JobAccess(Principal),
     Class::Job

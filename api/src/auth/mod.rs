@@ -8,7 +8,7 @@ mod classes;
 mod credentials;
 
 pub(crate) use access::{
-    AdminAccess, CallerAccess, JobAccess, MessageAccess, RegistryAccess, RelatedAccess,
+    AdminAccess, CallerAccess, JobAccess, MessageAccess, OwnAccess, RegistryAccess, RelatedAccess,
     SocketAccess, StateAccess, WorkspaceAccess,
 };
 pub(crate) use classes::{Verdict, authenticate, may_talk};

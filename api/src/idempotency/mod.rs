@@ -52,6 +52,11 @@ pub(crate) struct Idempotent<R> {
 }
 
 impl IdempotencyKey {
+    /// Of a method that takes no key, where one handler's work is another's too.
+    pub(crate) const fn none() -> Self {
+        Self(None)
+    }
+
     /// Does the work in one transaction and commits it, unless it was done before. `work` answers with what the client
     /// gets and with what the caller needs after the commit, which is `None` for an answer that was given before.
     /// `failed` is what the client hears when the database does not do its part.

@@ -13,13 +13,16 @@ mod view;
 
 use longshore_base::WorkspaceId;
 use longshore_fleet::status::WorkspaceStatus;
-use longshore_fleet::workspace::{Workspace, find_workspace, list_workspaces, patch_workspace};
+use longshore_fleet::workspace::{
+    Workspace, find_workspace, list_workspaces, lock_workspace, patch_workspace,
+};
 use longshore_ledger::inspect::waiting_workspaces;
 use poem::Request;
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::Json;
 use serde_json::json;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use self::console::ConsoleOutput;
@@ -229,6 +232,22 @@ pub(crate) async fn require_live(
         return Err(ApiError::workspace_removed());
     }
     Ok(())
+}
+
+/// For changes below a workspace: the same, and its row is held until the transaction ends.
+pub(crate) async fn lock_live(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    failed: &'static str,
+) -> ApiResult<Workspace> {
+    let workspace = lock_workspace(tx, id)
+        .await
+        .map_err(|error| ApiError::fleet(error, failed))?
+        .ok_or_else(ApiError::workspace_not_found)?;
+    if workspace.status == WorkspaceStatus::Removed {
+        return Err(ApiError::workspace_removed());
+    }
+    Ok(workspace)
 }
 
 fn removed(workspace: &Workspace) -> ApiError {

@@ -83,6 +83,11 @@ fn fate(route: &Route, who: Who) -> Fate {
             Who::NamedForeign => Forbidden,
             _ => BAD_WORKSPACE,
         },
+        Class::Own => match who {
+            Who::Nobody => NO_WORKSPACE,
+            Who::Own => In,
+            _ => BAD_WORKSPACE,
+        },
         Class::Job => match who {
             Who::Nobody => NO_WORKSPACE,
             Who::Own | Who::Org | Who::Admin => In,
@@ -127,6 +132,16 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
             Verb::Post,
             "/workspaces/{id}/pause" | "/workspaces/{id}/resume" | "/workspaces/{id}/hibernate",
         ) => None,
+        (Verb::Post, "/secrets/rotate-key") => None,
+        (Verb::Post, "/templates/import") => {
+            Some(json!({ "name": "t", "files": { "../out": "refused, so nothing is written" } }))
+        }
+        (Verb::Post, path) if path.ends_with("/tokens") => None,
+        (Verb::Post | Verb::Put, path) if path.ends_with("/secrets") => {
+            Some(json!({ "key": "K", "value": "v" }))
+        }
+        (Verb::Put, "/workspaces/{id}/model") => Some(json!({ "model": "minimax/M2" })),
+        (Verb::Put, "/workspaces/{id}/provider") => Some(json!({ "provider": "minimax" })),
         (Verb::Post, "/jobs/bulk") => Some(json!({ "action": "retry", "dry_run": true })),
         (Verb::Put, "/queues/weights/{tenant}") => Some(json!({ "weight": 2 })),
         (Verb::Patch, "/queues/{name}") => Some(json!({ "max_running": 1 })),
@@ -195,6 +210,8 @@ impl Scene {
             .replace("{job_id}", &self.job.to_string())
             .replace("{hold_id}", &self.target.id.to_string())
             .replace("{tenant}", &self.target.id.to_string())
+            .replace("{token_id}", &self.target.id.to_string())
+            .replace("{key}", "K")
             .replace("{name}", "rest")
     }
 
