@@ -19,8 +19,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, completions, config, holds, jobs, lifecycle, migrate, openapi, queues, top, up, worker,
-    workers, workspaces,
+    api, completions, config, holds, jobs, lifecycle, migrate, openapi, queues, secrets, top, up,
+    worker, workers, workspaces,
 };
 use exit::Exit;
 use settings::log::LogSettings;
@@ -63,6 +63,8 @@ enum Command {
     Resume(lifecycle::LifecycleArgs),
     /// Stop a workspace that has nothing to do until somebody sends it a message.
     Hibernate(lifecycle::HibernateArgs),
+    /// List, set and delete secrets, of one workspace or of all.
+    Secrets(secrets::SecretsArgs),
     /// List, show, follow, cancel, retry and discard jobs.
     Jobs(Box<jobs::JobsArgs>),
     /// Look at queues; pause, drain, close, resume and limit them.
@@ -127,6 +129,7 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Pause(args) => Box::pin(lifecycle::pause(args)).await,
             Command::Resume(args) => Box::pin(lifecycle::resume(args)).await,
             Command::Hibernate(args) => Box::pin(lifecycle::hibernate(args)).await,
+            Command::Secrets(args) => Box::pin(secrets::run(args)).await,
             Command::Jobs(args) => Box::pin(jobs::run(*args)).await,
             Command::Queues(args) => Box::pin(queues::run(args)).await,
             Command::Holds(args) => Box::pin(holds::run(args)).await,
