@@ -104,6 +104,11 @@ impl TestApp {
         self.api = api;
     }
 
+    /// Changes a setting of the processes that are started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.settings.insert(name.to_owned(), value.to_owned());
+    }
+
     /// Starts one more API process, at a port of its own; answers it and an admin's way to it.
     pub async fn start_another_api(&mut self) -> (Process, Caller) {
         self.processes += 1;

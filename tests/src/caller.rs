@@ -64,6 +64,11 @@ impl Caller {
         Answer::of(self.request(Method::POST, path).json(body)).await
     }
 
+    /// PUT of a JSON value.
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        Answer::of(self.request(Method::PUT, path).json(body)).await
+    }
+
     /// PATCH with a JSON value.
     pub async fn patch(&self, path: &str, body: &Value) -> Answer {
         Answer::of(self.request(Method::PATCH, path).json(body)).await
