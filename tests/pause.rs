@@ -1,7 +1,12 @@
 //! Pause and resume, with real containers.
 
-use longshore_tests::{PATIENCE, TestApp, needs_docker};
+use std::time::Duration;
+
+use longshore_tests::{EngineSwitch, PATIENCE, TestApp, needs_docker, wait_until};
 use serde_json::{Value, json};
+
+/// From the engine's return to the end of a stop that was tried some times without it.
+const BACK: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_paused_workspace_is_stopped_keeps_its_files_and_comes_back() {
@@ -81,7 +86,7 @@ async fn a_pause_in_the_middle_of_a_start_takes_down_what_was_begun() {
         .failpoint("docker.after_create", &format!("gate:{}", open.display()));
     let app = TestApp::build().workers([waiting]).start().await;
     let (id, job) = app.create("half-way", json!({})).await;
-    longshore_tests::wait_until("the container to be made", PATIENCE, || async {
+    wait_until("the container to be made", PATIENCE, || async {
         let containers = app.engine().containers_of(&id).await;
         if containers.len() == 1 {
             Ok(())
@@ -104,4 +109,45 @@ async fn a_pause_in_the_middle_of_a_start_takes_down_what_was_begun() {
     );
     assert!(app.engine().containers_of(&id).await.is_empty());
     assert_eq!(app.entry(&id).await["status"], "paused");
+}
+
+#[tokio::test]
+async fn a_pause_waits_for_an_engine_that_is_away_and_says_what_may_still_run() {
+    needs_docker!();
+    let mut switch = EngineSwitch::on();
+    let app = TestApp::build()
+        .setting("DOCKER_HOST", &switch.host())
+        .start()
+        .await;
+    let (id, _) = app.create("unreachable", json!({})).await;
+    app.until_up(&id, PATIENCE).await;
+    switch.turn_off();
+    let path = format!("/workspaces/{id}/pause");
+    let paused = app.admin().post(&path, &Value::Null).await.expect(200);
+    let job = paused["job_id"].as_str().unwrap();
+    let leak = || async {
+        let found: Option<(String, String)> =
+            sqlx::query_as("SELECT source, state FROM leaks WHERE workspace_id = $1::uuid")
+                .bind(&id)
+                .fetch_optional(app.pool())
+                .await
+                .unwrap();
+        found
+    };
+    wait_until("the leak to be suspected", PATIENCE, || async {
+        match leak().await {
+            Some((source, state))
+                if (source.as_str(), state.as_str()) == ("pause", "suspected") =>
+            {
+                Ok(())
+            }
+            seen => Err(format!("{seen:?}")),
+        }
+    })
+    .await;
+    assert_eq!(app.entry(&id).await["status"], "paused");
+    switch.turn_on();
+    app.until_job(job, "succeeded", BACK).await;
+    assert!(app.engine().containers_of(&id).await.is_empty());
+    assert_eq!(leak().await, Some(("pause".to_owned(), "gone".to_owned())));
 }

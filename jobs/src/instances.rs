@@ -5,21 +5,12 @@ use longshore_backends::{Backend, StopTarget};
 use longshore_base::WorkspaceId;
 use longshore_fleet::FleetError;
 use longshore_fleet::instances::{
-    OpenStart, clear_instance, close_start, find_instance, find_open_start, start_key,
+    OpenStart, clear_instance, close_start, find_open_start, start_key,
 };
 use longshore_fleet::leaks::{FailedStop, LeftBehind, Resource, record_leak};
 use longshore_ledger::{Fenced, FencedTx, JobError, RunContext, Verdict};
 
 use crate::stopping::{StopSource, StoppingError};
-
-/// The instance on file, which is what a stop stops.
-pub(crate) async fn on_file(
-    ctx: &RunContext,
-    id: WorkspaceId,
-) -> Result<Option<String>, StoppingError> {
-    let mut tx = ctx.begin().await?;
-    Ok(find_instance(tx.connection(), id).await?)
-}
 
 /// What was stopped is not on file any more: a later stop must not stop it again, nor a later start.
 pub(crate) async fn forget(ctx: &RunContext, stopped: &StopTarget) -> Result<(), StoppingError> {

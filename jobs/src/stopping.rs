@@ -115,7 +115,7 @@ impl From<&Workspace> for Running {
 }
 
 impl Running {
-    fn target(&self) -> StopTarget {
+    pub(crate) fn target(&self) -> StopTarget {
         StopTarget {
             workspace_id: self.workspace_id,
             generation: self.generation,
@@ -124,7 +124,7 @@ impl Running {
     }
 
     /// What is left if it cannot be stopped. A container of unknown id still has its name.
-    fn left<'a>(&'a self, backend: &'a dyn Backend, name: &'a str) -> LeftBehind<'a> {
+    pub(crate) fn left<'a>(&'a self, backend: &'a str, name: &'a str) -> LeftBehind<'a> {
         let (resource, id) = match (&self.instance_id, &self.container_id) {
             (Some(instance), _) => (Resource::Instance, instance.as_str()),
             (None, Some(container)) => (Resource::Container, container.as_str()),
@@ -132,7 +132,7 @@ impl Running {
         };
         LeftBehind {
             workspace_id: self.workspace_id,
-            backend: backend.kind(),
+            backend,
             engine_id: self.engine_id.as_deref(),
             resource,
             resource_id: id,
@@ -246,7 +246,7 @@ impl Stop<'_> {
     /// need not stop it, and a later stop must not.
     async fn forget(&self, running: &Running) -> Result<(), StoppingError> {
         let name = running.workspace_id.container_name();
-        let left = running.left(self.backend, &name);
+        let left = running.left(self.backend.kind(), &name);
         let mut tx = self.ctx.begin().await?;
         let mut is_changed = resolve_leak(tx.connection(), &left).await?;
         if let Some(instance) = &running.instance_id {
@@ -268,7 +268,7 @@ impl Stop<'_> {
             return Ok(Stopping::Left(public));
         }
         let name = running.workspace_id.container_name();
-        let left = running.left(self.backend, &name);
+        let left = running.left(self.backend.kind(), &name);
         // First the line: it is all there is if Postgres is away.
         tracing::error!(
             workspace_id = %running.workspace_id, instance_id = running.instance_id, backend = left.backend,

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_base::{JobId, WorkspaceId};
-use longshore_fleet::workspace::{RemovedSet, organisation_root};
+use longshore_fleet::FleetError;
+use longshore_fleet::leaks::{FailedStop, record_leak};
+use longshore_fleet::workspace::{RemovedSet, find_workspace, organisation_root};
 use longshore_ledger::inspect::{find_checkpoint, find_job};
 use longshore_ledger::{
     Backoff, Enqueued, HookError, Hooks, Jitter, Kinds, LedgerError, NewJob, Outcome, Policy,
@@ -29,6 +31,7 @@ pub use namespaces::{NamespaceError, Namespaces};
 pub use run::PurgeExecutor;
 
 use crate::place::{self, NOWHERE};
+use crate::stopping::{Running, StopSource};
 use crate::workspace_key;
 
 /// The kind's name.
@@ -79,6 +82,8 @@ struct Checkpoint {
 struct Failed {
     id: WorkspaceId,
     what: Part,
+    /// The backend that was asked; none where there is none.
+    backend: Option<String>,
     /// In words fit for the public.
     error: String,
 }
@@ -275,7 +280,7 @@ fn read_checkpoint(stored: Option<serde_json::Value>) -> Checkpoint {
         .unwrap_or_default()
 }
 
-/// What the end of a purge means: whatever it could not take down is told once more, for nobody tries again.
+/// What the end of a purge means: whatever it could not stop is suspected to run on, for nobody tries again.
 pub struct PurgeHooks;
 
 #[async_trait]
@@ -289,12 +294,31 @@ impl Hooks for PurgeHooks {
             .map_err(|source| HookError::new("reading what a purge left", source))?;
         for failed in checkpoint.failed {
             tracing::error!(
-                workspace_id = %failed.id, source = KIND, attempts = POLICY.max_attempts, last_error = failed.error, job.id = %job.id,
-                what = ?failed.what, "LEAK-SUSPECT: a removed workspace could not be taken down"
+                workspace_id = %failed.id, source = StopSource::Purge.as_str(), attempts = POLICY.max_attempts,
+                last_error = failed.error, job.id = %job.id, what = ?failed.what,
+                "LEAK-SUSPECT: a removed workspace could not be taken down"
             );
+            let (Part::Stop, Some(backend)) = (failed.what, &failed.backend) else {
+                continue;
+            };
+            let Some(row) = find_workspace(tx, failed.id).await.map_err(not_recorded)? else {
+                continue;
+            };
+            let (running, name) = (Running::from(&row), row.id.container_name());
+            let left = running.left(backend, &name);
+            let stop = FailedStop {
+                source: StopSource::Purge.as_str(),
+                attempts: POLICY.max_attempts.unsigned_abs(),
+                error: &failed.error,
+            };
+            record_leak(tx, &left, &stop).await.map_err(not_recorded)?;
         }
         Ok(())
     }
+}
+
+fn not_recorded(source: FleetError) -> HookError {
+    HookError::new("recording what a purge left running", source)
 }
 
 #[cfg(test)]
@@ -307,6 +331,7 @@ mod tests {
         let failed = |what| Failed {
             id,
             what,
+            backend: None,
             error: "away".into(),
         };
         let of = |failed, rows_failed| {

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
-use longshore_backends::{Backend, BackendError, Backends, StopTarget, VolumeScope};
+use longshore_backends::{Backend, BackendError, Backends, VolumeScope};
 use longshore_base::{WorkspaceId, failpoint, random};
+use longshore_fleet::leaks::resolve_leak;
 use longshore_fleet::workspace::{
     Purged, Workspace, clear_footprints, find_workspaces, purge_workspaces,
 };
@@ -25,6 +26,7 @@ use serde_json::json;
 
 use super::{Args, Checkpoint, Failed, Namespaces, Part, read_checkpoint};
 use crate::instances;
+use crate::stopping::Running;
 
 /// Longest that one workspace may take, stop and volumes together.
 const ONE_WITHIN: Duration = Duration::from_secs(30);
@@ -158,11 +160,12 @@ impl Run<'_> {
         }
         let Ok(backend) = self.executor.backends.choose() else {
             let none = |row: &&Workspace| Failure {
-                failed: failed(
-                    row.id,
-                    Part::Stop,
-                    "no backend is available to stop it".into(),
-                ),
+                failed: Failed {
+                    id: row.id,
+                    what: Part::Stop,
+                    backend: None,
+                    error: "no backend is available to stop it".into(),
+                },
                 detail: "no backend is configured".into(),
                 away: true,
             };
@@ -173,14 +176,7 @@ impl Run<'_> {
             .iter()
             .copied()
             .partition(|row| row.id == self.args.root_id);
-        let one = |row: &Workspace| {
-            let target = StopTarget {
-                workspace_id: row.id,
-                generation: row.provision_generation,
-                instance_id: row.instance_id.clone(),
-            };
-            self.take_down(&*backend, target, (&begun, here.len()))
-        };
+        let one = |row| self.take_down(&*backend, row, (&begun, here.len()));
         let descendants: Vec<_> = descendants.into_iter().map(&one).collect();
         let mut ended: Vec<_> = stream::iter(descendants)
             .buffer_unordered(AT_ONCE)
@@ -196,22 +192,25 @@ impl Run<'_> {
     async fn take_down(
         &self,
         backend: &dyn Backend,
-        target: StopTarget,
+        row: &Workspace,
         (begun, all): (&AtomicUsize, usize),
     ) -> Result<Option<Failure>, Verdict> {
+        let id = row.id;
         let number = begun.fetch_add(1, Ordering::Relaxed) + 1;
-        let id = target.workspace_id;
         let down = async {
             self.tell("stop", (number, all)).await?;
             instances::flag_open_start(self.ctx, backend, id)
                 .await
                 .map_err(instances::verdict_of)?;
+            let running = Running::from(row);
+            let target = running.target();
             if let Err(error) = backend.stop(&target).await {
-                return Ok(Some(self.failure(id, Part::Stop, &error)));
+                return Ok(Some(self.failure(backend, id, Part::Stop, &error)));
             }
             instances::forget(self.ctx, &target)
                 .await
                 .map_err(instances::verdict_of)?;
+            self.forget_leak(backend, &running).await?;
             self.tell("volumes", (number, all)).await?;
             let scope = if self.args.purge {
                 VolumeScope::All
@@ -221,28 +220,56 @@ impl Run<'_> {
             let removed = backend.remove_volumes(id, scope).await;
             Ok(removed
                 .err()
-                .map(|error| self.failure(id, Part::Volumes, &error)))
+                .map(|error| self.failure(backend, id, Part::Volumes, &error)))
         };
         tokio::time::timeout(ONE_WITHIN, down)
             .await
             .unwrap_or_else(|_| {
                 let seconds = ONE_WITHIN.as_secs();
                 Ok(Some(Failure {
-                    failed: failed(id, Part::Stop, format!("not stopped within {seconds} s")),
+                    failed: Failed {
+                        id,
+                        what: Part::Stop,
+                        backend: Some(backend.kind().to_owned()),
+                        error: format!("not stopped within {seconds} s"),
+                    },
                     detail: "the backend took too long".into(),
                     away: false,
                 }))
             })
     }
 
-    fn failure(&self, id: WorkspaceId, what: Part, error: &BackendError) -> Failure {
+    /// What a purge before had left running is gone now.
+    async fn forget_leak(&self, backend: &dyn Backend, running: &Running) -> Result<(), Verdict> {
+        let name = running.workspace_id.container_name();
+        let left = running.left(backend.kind(), &name);
+        let mut tx = self.ctx.begin().await.map_err(of_fence)?;
+        let resolved = resolve_leak(tx.connection(), &left).await;
+        if resolved.map_err(of_database)? {
+            tx.commit().await.map_err(of_fence)?;
+        }
+        Ok(())
+    }
+
+    fn failure(
+        &self,
+        backend: &dyn Backend,
+        id: WorkspaceId,
+        what: Part,
+        error: &BackendError,
+    ) -> Failure {
         let away = matches!(error, BackendError::NotAvailable(_));
         let detail = error.chain();
         tracing::warn!(
             workspace.id = %id, job.id = %self.ctx.job().id, ?what, error = detail, "a removed workspace could not be taken down yet"
         );
         Failure {
-            failed: failed(id, what, error.to_string()),
+            failed: Failed {
+                id,
+                what,
+                backend: Some(backend.kind().to_owned()),
+                error: error.to_string(),
+            },
             detail,
             away,
         }
@@ -354,10 +381,6 @@ enum Rows {
     Deleted,
     /// Of these something may still be on other engines, whose jobs go on; or another job has deleted them.
     LeftToAnother(Vec<WorkspaceId>),
-}
-
-fn failed(id: WorkspaceId, what: Part, error: String) -> Failed {
-    Failed { id, what, error }
 }
 
 fn describe(failures: &[Failure], all: usize) -> JobError {

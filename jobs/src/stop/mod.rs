@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_backends::{BackendError, Backends, StopTarget, VolumeScope};
+use longshore_backends::{Backends, VolumeScope};
 use longshore_base::WorkspaceId;
-use longshore_fleet::workspace::{Workspace, mark_hibernated, organisation_root};
-use longshore_fleet::{Fleet, FleetError};
+use longshore_fleet::Fleet;
+use longshore_fleet::workspace::{Workspace, find_workspace, mark_hibernated, organisation_root};
 use longshore_ledger::{
-    Backoff, Enqueued, Executor, Fenced, Jitter, JobError, Kinds, LedgerError, NewJob, Policy,
+    Backoff, Enqueued, Executor, Jitter, JobError, Kinds, LedgerError, NewJob, Policy, Progress,
     RunContext, Verdict, enqueue, resolve_conflicts,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
+use crate::stopping::{Running, STEPS, Stop, StopPolicy, StopSource, Stopping, StoppingError};
 use crate::{instances, place, workspace_key};
 
 /// The kind's name.
@@ -63,6 +64,13 @@ pub enum Source {
 }
 
 impl Source {
+    const fn stop_source(self) -> StopSource {
+        match self {
+            Self::Pause => StopSource::Pause,
+            Self::Hibernate => StopSource::Hibernate,
+        }
+    }
+
     /// The shape of arguments that tells it.
     const fn args_version(self) -> i16 {
         match self {
@@ -231,43 +239,66 @@ impl Executor for StopExecutor {
         };
         let id = args.workspace_id;
         tracing::info!(workspace.id = %id, job.id = %job.id, job.kind = job.kind, attempt = job.attempt, "stop entered");
-        let instance_id = async {
-            instances::flag_open_start(ctx, &*backend, id).await?;
-            instances::on_file(ctx, id).await
+        let source = args.source.stop_source();
+        let stop = Stop {
+            ctx,
+            backend: &*backend,
+            source,
+            policy: StopPolicy::of(&*backend, source),
+            progress,
         };
-        let target = match instance_id.await {
-            Ok(instance_id) => StopTarget {
-                workspace_id: id,
-                generation: args.generation,
-                instance_id,
-            },
+        let stopped = async {
+            let running = find_running(ctx, &args).await?;
+            stop.run(&running).await
+        };
+        match stopped.await {
+            Ok(Stopping::Stopped) => {}
+            Ok(Stopping::Newer) => {
+                return Verdict::Superseded("a newer container is there; it is left alone".into());
+            }
+            Ok(Stopping::Cancelled) => return ctx.stopped_verdict(),
+            Ok(Stopping::Left(why)) => {
+                return Verdict::Retry(JobError::plain(format!(
+                    "workspace {id} could not be stopped: {why}"
+                )));
+            }
             Err(error) => return instances::verdict_of(error),
-        };
-        let stopped = backend.stop(&target).await;
-        let removed = match stopped {
-            Ok(()) if args.remove_volumes => {
-                backend
-                    .remove_volumes(id, VolumeScope::ConfigAndSessions)
-                    .await
-            }
-            other => other,
-        };
-        match removed {
-            Ok(()) => match instances::forget(ctx, &target).await {
-                Ok(()) => self.complete(ctx, &args).await,
-                Err(error) => instances::verdict_of(error),
-            },
-            Err(BackendError::StaleGeneration { .. }) => {
-                Verdict::Superseded("a newer container is there; it is left alone".into())
-            }
-            Err(error) => {
-                tracing::warn!(workspace.id = %id, job.id = %job.id, error = error.chain(), "cannot stop the workspace yet");
-                Verdict::Retry(JobError {
-                    public: format!("workspace {id} could not be stopped"),
+        }
+        if args.remove_volumes {
+            let scope = VolumeScope::ConfigAndSessions;
+            if let Err(error) = backend.remove_volumes(id, scope).await {
+                tracing::warn!(workspace.id = %id, job.id = %job.id, error = error.chain(), "its volumes cannot be removed yet");
+                return Verdict::Retry(JobError {
+                    public: format!("the volumes of workspace {id} could not be removed"),
                     detail: error.chain(),
-                })
+                });
             }
         }
+        self.complete(ctx, &args).await
+    }
+}
+
+/// What may run of it, by its row; a row that is gone knows nothing more than the job.
+async fn find_running(ctx: &RunContext, args: &Args) -> Result<Running, StoppingError> {
+    let mut tx = ctx.begin().await?;
+    let row = find_workspace(tx.connection(), args.workspace_id).await?;
+    Ok(Running {
+        workspace_id: args.workspace_id,
+        generation: args.generation,
+        container_id: row.as_ref().and_then(|row| row.container_id.clone()),
+        instance_id: row.as_ref().and_then(|row| row.instance_id.clone()),
+        engine_id: row.and_then(|row| row.engine_id),
+    })
+}
+
+fn progress(step: &'static str) -> Progress {
+    let done = STEPS.iter().position(|name| *name == step).unwrap_or(0);
+    Progress {
+        step: step.to_owned(),
+        steps_done: u32::try_from(done).unwrap_or(0),
+        steps_total: u32::try_from(STEPS.len()).ok(),
+        message: None,
+        percent: None,
     }
 }
 
@@ -278,32 +309,20 @@ impl StopExecutor {
         if args.source == Source::Hibernate {
             let marked = async {
                 let mut tx = ctx.begin().await?;
-                let marked = mark_hibernated(tx.connection(), id, args.generation).await;
-                let marked = marked.map_err(NotMarked::Fleet)?;
+                let marked = mark_hibernated(tx.connection(), id, args.generation).await?;
                 tx.commit().await?;
-                Ok::<_, NotMarked>(marked)
+                Ok::<_, StoppingError>(marked)
             };
             match marked.await {
                 Ok(true) => self.fleet.bus.poke(),
                 Ok(false) => {
                     return Verdict::Superseded("the workspace is no longer to hibernate".into());
                 }
-                Err(NotMarked::Fenced(Fenced::Lost(_))) => return Verdict::GiveBack,
-                Err(error) => {
-                    return Verdict::Retry(JobError::new("the database was not available", &error));
-                }
+                Err(error) => return instances::verdict_of(error),
             }
         }
         // A beat that came after the request has set them again.
         self.fleet.presence.clear(id).await;
         Verdict::Done(None)
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum NotMarked {
-    #[error(transparent)]
-    Fenced(#[from] Fenced),
-    #[error("workspace not marked")]
-    Fleet(#[source] FleetError),
 }
