@@ -296,9 +296,9 @@ impl TokensApi {
     #[oai(
         path = "/org/tokens",
         method = "post",
-        operation_id = "mint_organisation_token"
+        operation_id = "create_organisation_token"
     )]
-    async fn mint_organisation_token(
+    async fn create_organisation_token(
         &self,
         access: AdminAccess,
         state: Shared<'_>,

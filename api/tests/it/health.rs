@@ -326,7 +326,8 @@ fn the_description_is_made_without_a_service_and_made_for_generators() {
                 [
                     "get", "list", "create", "update", "delete", "send", "open", "watch", "stream",
                     "cancel", "act", "register", "discover", "check", "pause", "resume", "reject",
-                    "drain", "undrain", "retry", "discard"
+                    "drain", "undrain", "retry", "discard", "hibernate", "restart", "set", "put",
+                    "revoke", "rotate", "import"
                 ]
                 .contains(&verb),
                 "{id}"
