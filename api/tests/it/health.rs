@@ -308,6 +308,10 @@ async fn the_api_describes_itself() {
     assert!(!page.contains("<script src") && !page.contains("<link"));
 }
 
+/// What operations are called by, so that the methods of generated clients read alike.
+const VERBS: &str = "get list create update delete set put send open watch stream cancel act register discover check pause \
+                     resume restart hibernate reject drain undrain retry discard revoke rotate import";
+
 #[test]
 fn the_description_is_made_without_a_service_and_made_for_generators() {
     let text = openapi_document();
@@ -322,16 +326,7 @@ fn the_description_is_made_without_a_service_and_made_for_generators() {
         for operation in operations.as_object().unwrap().values() {
             let id = operation["operationId"].as_str().unwrap().to_owned();
             let verb = id.split('_').next().unwrap();
-            assert!(
-                [
-                    "get", "list", "create", "update", "delete", "send", "open", "watch", "stream",
-                    "cancel", "act", "register", "discover", "check", "pause", "resume", "reject",
-                    "drain", "undrain", "retry", "discard", "hibernate", "restart", "set", "put",
-                    "revoke", "rotate", "import"
-                ]
-                .contains(&verb),
-                "{id}"
-            );
+            assert!(VERBS.split(' ').any(|known| known == verb), "{id}");
             let responses = operation["responses"].as_object().unwrap();
             let declared: Vec<_> = responses.keys().collect();
             assert!(!declared.is_empty(), "{id}");
