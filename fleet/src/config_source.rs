@@ -2,7 +2,6 @@
 //! Reads the disk and blocks; call it where that is allowed.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use crate::restart_template::{self, TemplateChoice};
 use crate::runtimes::DEFAULT_RUNTIME;
 use crate::templates::CONFIG_FILE;
 use crate::workspace::Workspace;
+use crate::yaml;
 
 const GENERATED_MODE: u32 = 0o644;
 /// A template is prompts and scripts. All of it is held in memory on its way, several at a time.
@@ -268,27 +268,9 @@ fn generate(workspace: &Workspace, runtime: &str, model: Option<&str>) -> String
     )
 }
 
-/// A double-quoted YAML scalar on one line, whatever the text holds.
+/// A double-quoted YAML scalar on one line, whatever the text holds: line feeds become spaces (`spec: lifecycle` §2.8).
 fn quoted(text: &str) -> String {
-    let mut scalar = String::with_capacity(text.len() + 2);
-    scalar.push('"');
-    for c in text.chars() {
-        match c {
-            '\r' => {}
-            '\n' => scalar.push(' '),
-            '"' => scalar.push_str("\\\""),
-            '\\' => scalar.push_str("\\\\"),
-            '\t' => scalar.push_str("\\t"),
-            // Line and paragraph separators and the byte order mark are not printable in YAML either.
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') => {
-                // Writing into a String cannot fail.
-                write!(scalar, "\\U{:08x}", u32::from(c)).ok();
-            }
-            c => scalar.push(c),
-        }
-    }
-    scalar.push('"');
-    scalar
+    yaml::quoted(&text.replace('\r', "").replace('\n', " "))
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ pub mod restarting;
 pub mod runtimes;
 pub mod secrets;
 pub mod templates;
+mod yaml;
 
 pub use config::{DeployMode, FleetConfig, installation_id};
 pub use error::FleetError;

@@ -5,12 +5,13 @@
 //! place ([`mark_failed`]), only while the row still waits to come up: status, reason and event together.
 
 use longshore_base::WorkspaceId;
-use longshore_events::{NewEvent, append, names};
+use longshore_events::names;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use crate::images::normalise_digest;
 use crate::status::{Change, WorkspaceStatus};
+use crate::workspace::event::tell;
 use crate::workspace::{Workspace, load_workspace, lock_workspace};
 use crate::{Fleet, FleetError};
 
@@ -331,7 +332,7 @@ pub(crate) async fn append_provisioning(
     let payload = json!({
         "name": workspace.name, "tier": workspace.tier, "runtime": workspace.runtime,
     });
-    append_event(tx, workspace.id, names::WORKSPACE_PROVISIONING, payload).await
+    tell(tx, workspace.id, names::WORKSPACE_PROVISIONING, payload).await
 }
 
 async fn append_failed(
@@ -344,19 +345,5 @@ async fn append_failed(
     if let (Value::Object(payload), Value::Object(extras)) = (&mut payload, extras) {
         payload.extend(extras.into_iter().filter(|(key, _)| key != "error"));
     }
-    append_event(tx, id, names::WORKSPACE_PROVISION_FAILED, payload).await
-}
-
-async fn append_event(
-    tx: &mut PgConnection,
-    id: WorkspaceId,
-    event_type: &'static str,
-    payload: Value,
-) -> Result<(), FleetError> {
-    let event = NewEvent {
-        event_type,
-        workspace_id: Some(id),
-        payload,
-    };
-    Ok(append(tx, event).await?)
+    tell(tx, id, names::WORKSPACE_PROVISION_FAILED, payload).await
 }

@@ -8,9 +8,10 @@ use longshore_fleet::instances::{
     OpenStart, clear_instance, close_start, find_open_start, start_key,
 };
 use longshore_fleet::leaks::{FailedStop, LeftBehind, Resource, record_leak};
-use longshore_ledger::{Fenced, FencedTx, JobError, RunContext, Verdict};
+use longshore_ledger::{FencedTx, JobError, RunContext, Verdict};
 
 use crate::stopping::{StopSource, StoppingError};
+use crate::verdicts;
 
 /// What was stopped is not on file any more: a later stop must not stop it again, nor a later start.
 pub(crate) async fn forget(ctx: &RunContext, stopped: &StopTarget) -> Result<(), StoppingError> {
@@ -84,12 +85,9 @@ pub(crate) async fn record_suspect(
 /// The verdict of a run that cannot go on.
 pub(crate) fn verdict_of(error: StoppingError) -> Verdict {
     match error {
-        StoppingError::Fenced(Fenced::Lost(_)) => Verdict::GiveBack,
-        StoppingError::Fenced(fenced @ Fenced::Database { .. }) => {
-            Verdict::Retry(JobError::new("the database was not available", &fenced))
-        }
+        StoppingError::Fenced(fenced) => verdicts::of_fence(&fenced),
         StoppingError::Record(error) => {
-            Verdict::Retry(JobError::new("the database was not available", &error))
+            Verdict::Retry(JobError::new(verdicts::NO_DATABASE, &error))
         }
     }
 }

@@ -7,6 +7,7 @@
 mod agents;
 pub mod bulk;
 pub mod conflicts;
+pub mod deployment;
 #[cfg(feature = "failpoints")]
 pub mod effect;
 mod instances;
@@ -20,6 +21,7 @@ pub mod restart_context;
 pub mod secret_fanout;
 pub mod stop;
 pub mod stopping;
+mod verdicts;
 
 pub use agents::Agents;
 pub use registry::{JobsConfig, executors, kinds, queues};

@@ -1,7 +1,7 @@
 //! One action over many jobs (`spec: operations` §1): a dry run counts, the apply touches exactly what was counted.
 
 use longshore_base::Timestamp;
-use longshore_jobs::bulk;
+use longshore_jobs::{bulk, deployment};
 use longshore_ledger::bulk::{BulkAction, BulkError, BulkFilter, plan, take_plan};
 use longshore_ledger::inspect;
 use poem::http::StatusCode;
@@ -172,7 +172,7 @@ impl BulkJobsApi {
                 }
                 plan.reason = reason;
                 let enqueued = bulk::request(tx, plan, &by).await.map_err(internal)?;
-                require_accepted(tx, &enqueued.queue, bulk::TENANT, None, FAILED).await?;
+                require_accepted(tx, &enqueued.queue, deployment::TENANT, None, FAILED).await?;
                 let job = inspect::find_job(tx, enqueued.job_id).await.map_err(internal)?;
                 let job = job.ok_or_else(|| ApiError::internal(FAILED, "the job just written is gone"))?;
                 let started = BulkJobsStarted {

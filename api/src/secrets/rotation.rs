@@ -1,7 +1,7 @@
 //! Sealing every secret with the current key.
 
 use longshore_fleet::secrets::{RotationError, check_rotation};
-use longshore_jobs::{bulk, reseal};
+use longshore_jobs::{deployment, reseal};
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, Object, OpenApi};
 use uuid::Uuid;
@@ -62,7 +62,7 @@ impl RotationApi {
                 let enqueued = reseal::request(tx, &prospect.key_id, &access.0.name())
                     .await
                     .map_err(|error| ApiError::ledger(error, FAILED))?;
-                require_accepted(tx, &enqueued.queue, bulk::TENANT, None, FAILED).await?;
+                require_accepted(tx, &enqueued.queue, deployment::TENANT, None, FAILED).await?;
                 let started = RotationStarted {
                     job_id: enqueued.job_id.0,
                     key_id: prospect.key_id,

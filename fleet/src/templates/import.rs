@@ -8,6 +8,7 @@ use std::path::{Component, Path};
 use longshore_base::ids;
 
 use super::CONFIG_FILE;
+use crate::yaml::quoted;
 
 /// Files in one template.
 pub const MAX_FILES: usize = 200;
@@ -167,28 +168,6 @@ fn list<'a>(yaml: &mut String, key: &str, items: impl IntoIterator<Item = &'a st
     let items: Vec<_> = items.into_iter().map(quoted).collect();
     // Writing into a String cannot fail.
     writeln!(yaml, "{key}: [{}]", items.join(", ")).ok();
-}
-
-/// A double-quoted YAML scalar on one line that reads back as the text.
-fn quoted(text: &str) -> String {
-    let mut scalar = String::with_capacity(text.len() + 2);
-    scalar.push('"');
-    for c in text.chars() {
-        match c {
-            '\\' => scalar.push_str("\\\\"),
-            '"' => scalar.push_str("\\\""),
-            '\n' => scalar.push_str("\\n"),
-            '\r' => scalar.push_str("\\r"),
-            '\t' => scalar.push_str("\\t"),
-            // As in the files of workspaces: not printable in YAML.
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') => {
-                write!(scalar, "\\U{:08x}", u32::from(c)).ok();
-            }
-            c => scalar.push(c),
-        }
-    }
-    scalar.push('"');
-    scalar
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@
 //! The claim is made with the request for the stop, the rest when that has succeeded.
 
 use longshore_base::WorkspaceId;
-use longshore_events::{NewEvent, append, names};
-use serde_json::{Value, json};
+use longshore_events::names;
+use serde_json::json;
 use sqlx::PgConnection;
 
+use super::event::tell;
 use super::row::{EXTERNAL, Workspace, find_workspace, find_workspaces, load_workspace};
 use super::tree::find_paused_ancestor;
 use crate::FleetError;
@@ -208,18 +209,4 @@ pub async fn wake_workspace(
     });
     tell(tx, id, names::WORKSPACE_PROVISIONING, payload).await?;
     Ok(Some(workspace))
-}
-
-async fn tell(
-    tx: &mut PgConnection,
-    id: WorkspaceId,
-    event_type: &'static str,
-    payload: Value,
-) -> Result<(), FleetError> {
-    let event = NewEvent {
-        event_type,
-        workspace_id: Some(id),
-        payload,
-    };
-    Ok(append(tx, event).await?)
 }

@@ -4,6 +4,7 @@
 //! know nothing of HTTP. Each change writes its event in the same transaction; the caller commits, then pokes the bus.
 
 mod create;
+pub(crate) mod event;
 pub(crate) mod fields;
 mod hibernate;
 mod patch;

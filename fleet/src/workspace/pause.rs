@@ -4,10 +4,11 @@
 //! and bringing up are jobs' work with what this returns.
 
 use longshore_base::WorkspaceId;
-use longshore_events::{NewEvent, append, names};
-use serde_json::{Value, json};
+use longshore_events::names;
+use serde_json::json;
 use sqlx::PgConnection;
 
+use super::event::tell;
 use super::row::{Workspace, lock_workspaces};
 use super::tree::{TreeLock, find_paused_ancestor, list_reachable, lock_tree};
 use crate::FleetError;
@@ -39,7 +40,7 @@ pub async fn pause_workspaces(
         workspace.status = WorkspaceStatus::Paused;
         workspace.provision_generation += 1;
         let payload = json!({ "name": workspace.name });
-        tell(tx, workspace, names::WORKSPACE_PAUSED, payload).await?;
+        tell(tx, workspace.id, names::WORKSPACE_PAUSED, payload).await?;
     }
     Ok(paused)
 }
@@ -109,7 +110,7 @@ pub async fn resume_workspaces(
         let payload = json!({
             "name": workspace.name, "tier": workspace.tier, "runtime": workspace.runtime,
         });
-        tell(tx, workspace, names::WORKSPACE_PROVISIONING, payload).await?;
+        tell(tx, workspace.id, names::WORKSPACE_PROVISIONING, payload).await?;
     }
     Ok(Resumed { managed, external })
 }
@@ -151,19 +152,5 @@ async fn await_external(
         ),
         _ => (names::WORKSPACE_OFFLINE, json!({})),
     };
-    tell(tx, workspace, event_type, payload).await
-}
-
-async fn tell(
-    tx: &mut PgConnection,
-    workspace: &Workspace,
-    event_type: &'static str,
-    payload: Value,
-) -> Result<(), FleetError> {
-    let event = NewEvent {
-        event_type,
-        workspace_id: Some(workspace.id),
-        payload,
-    };
-    Ok(append(tx, event).await?)
+    tell(tx, workspace.id, event_type, payload).await
 }

@@ -3,35 +3,23 @@
 //! Each part is one transaction of the run, with the checkpoint in it, so a crash costs at most one part's work and never
 //! does anything twice. A retry that a kind refuses counts as failed and changes nothing.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use longshore_ledger::bulk::{BATCH, BulkAction, BulkError, BulkPlan, BulkProgress, step};
 use longshore_ledger::{
-    Admitter, Backoff, Enqueued, Executor, Fenced, Jitter, JobError, Kinds, LedgerError, NewJob,
-    Policy, Progress, RunContext, Verdict, enqueue,
+    Admitter, Enqueued, Executor, Fenced, JobError, Kinds, LedgerError, Policy, Progress,
+    RunContext, Verdict,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
+
+use crate::{deployment, verdicts};
 
 /// The kind's name; it acts on no engine, so it is its queue's too.
 pub const KIND: &str = "bulk";
 /// Shapes of [`Args`] this version reads.
 pub const ARGS_VERSIONS: &[i16] = &[1];
 /// How bulk actions are tried and limited.
-pub const POLICY: Policy = Policy {
-    max_attempts: 10,
-    backoff: Backoff {
-        base: Duration::from_secs(1),
-        cap: Duration::from_secs(60),
-        jitter: Jitter::Full,
-    },
-    timeout: Duration::from_secs(3600),
-    deadline: Duration::from_secs(24 * 3600),
-    concurrency: 2,
-};
-/// It works for no organisation.
-pub const TENANT: &str = "operators";
+pub const POLICY: Policy = deployment::policy(2);
 
 /// What to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,26 +37,9 @@ pub async fn request(
     plan: BulkPlan,
     created_by: &str,
 ) -> Result<Enqueued, LedgerError> {
-    let id = plan.id;
-    enqueue(
-        tx,
-        NewJob {
-            kind: KIND,
-            queue: KIND.to_owned(),
-            tenant: TENANT.to_owned(),
-            workspace_id: None,
-            keys: Vec::new(),
-            dedupe_key: Some(id.to_string()),
-            args: serde_json::to_value(Args { plan }).unwrap_or_default(),
-            args_version: 1,
-            priority: 0,
-            delay: Duration::ZERO,
-            deadline: POLICY.deadline,
-            max_attempts: POLICY.max_attempts,
-            created_by: created_by.to_owned(),
-        },
-    )
-    .await
+    let id = plan.id.to_string();
+    let args = Args { plan };
+    deployment::request(tx, (KIND, &POLICY), Vec::new(), id, args, created_by).await
 }
 
 /// Runs bulk actions.
@@ -87,24 +58,14 @@ impl Executor for BulkExecutor {
             Ok(args) => args,
             Err(unreadable) => return Verdict::Permanent(unreadable),
         };
-        let mut progress: BulkProgress = job
-            .checkpoint
-            .clone()
-            .and_then(|checkpoint| serde_json::from_value(checkpoint).ok())
-            .unwrap_or_default();
+        let mut progress: BulkProgress = deployment::read_checkpoint(job);
         while !progress.finished {
             if ctx.stopped().is_some() {
                 return ctx.stopped_verdict();
             }
             progress = match self.part(ctx, &args.plan, &progress).await {
                 Ok(progress) => progress,
-                Err(PartError::Fenced(Fenced::Lost(_))) => return Verdict::GiveBack,
-                Err(PartError::Fenced(fenced)) => {
-                    return Verdict::Retry(JobError::new(
-                        "the database was not available",
-                        &fenced,
-                    ));
-                }
+                Err(PartError::Fenced(fenced)) => return verdicts::of_fence(&fenced),
                 Err(PartError::Bulk(error @ BulkError::State { .. })) => {
                     return Verdict::Permanent(JobError::new(error.to_string(), &error));
                 }

@@ -31,6 +31,7 @@ use tokio::sync::Mutex;
 use super::instance::Instances;
 use super::prepare::prepare;
 use super::{Args, Cause};
+use crate::verdicts;
 
 /// Names of all steps, in their order: what `steps_done` counts.
 pub(crate) const STEPS: [&str; 14] = [
@@ -93,7 +94,7 @@ impl Stop {
     /// How the job's run ends.
     pub(crate) fn verdict(self) -> Verdict {
         match self {
-            Self::Fenced(fenced) => verdict_of_fence(&fenced),
+            Self::Fenced(fenced) => verdicts::of_fence(&fenced),
             Self::Verdict(verdict) => verdict,
         }
     }
@@ -572,20 +573,6 @@ pub(crate) fn progress(
     }
 }
 
-fn verdict_of_fence(fenced: &Fenced) -> Verdict {
-    match fenced {
-        Fenced::Lost(_) => Verdict::GiveBack,
-        Fenced::Database { .. } => {
-            Verdict::Retry(JobError::new("the database was not available", fenced))
-        }
-    }
-}
-
 pub(crate) fn database(error: FleetError) -> Stop {
-    let failure = JobError::new("the database was not available", &error);
-    Stop::Verdict(if error.retryable() {
-        Verdict::Retry(failure)
-    } else {
-        Verdict::Permanent(failure)
-    })
+    Stop::Verdict(verdicts::of_fleet(&error))
 }

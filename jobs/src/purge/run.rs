@@ -16,17 +16,17 @@ use async_trait::async_trait;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use longshore_backends::{Backend, BackendError, Backends, VolumeScope};
 use longshore_base::{WorkspaceId, failpoint, random};
+use longshore_fleet::Fleet;
 use longshore_fleet::leaks::resolve_leak;
 use longshore_fleet::workspace::{
     Purged, Workspace, clear_footprints, find_workspaces, purge_workspaces,
 };
-use longshore_fleet::{Fleet, FleetError};
-use longshore_ledger::{Executor, Fenced, JobError, Progress, RunContext, Verdict};
+use longshore_ledger::{Executor, JobError, Progress, RunContext, Verdict};
 use serde_json::json;
 
 use super::{Args, Checkpoint, Failed, Namespaces, Part, read_checkpoint};
-use crate::instances;
 use crate::stopping::Running;
+use crate::{instances, verdicts};
 
 /// Longest that one workspace may take, stop and volumes together.
 const ONE_WITHIN: Duration = Duration::from_secs(30);
@@ -107,11 +107,17 @@ impl Run<'_> {
             .filter(|id| failures.iter().all(|failure| failure.failed.id != *id))
             .collect();
         if self.args.purge && !taken.is_empty() {
-            let mut tx = self.ctx.begin().await.map_err(of_fence)?;
+            let mut tx = self
+                .ctx
+                .begin()
+                .await
+                .map_err(|fenced| verdicts::of_fence(&fenced))?;
             clear_footprints(tx.connection(), &taken)
                 .await
-                .map_err(of_database)?;
-            tx.commit().await.map_err(of_fence)?;
+                .map_err(|error| verdicts::of_fleet(&error))?;
+            tx.commit()
+                .await
+                .map_err(|fenced| verdicts::of_fence(&fenced))?;
         }
         if !failures.is_empty() {
             return Err(self.not_taken_down(failures).await);
@@ -142,14 +148,20 @@ impl Run<'_> {
     }
 
     async fn enter(&self) -> Result<Vec<Workspace>, Verdict> {
-        let mut tx = self.ctx.begin().await.map_err(of_fence)?;
+        let mut tx = self
+            .ctx
+            .begin()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
         tx.record_progress(&progress("entered", None))
             .await
-            .map_err(of_fence)?;
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
         let rows = find_workspaces(tx.connection(), &self.args.ids)
             .await
-            .map_err(of_database)?;
-        tx.commit().await.map_err(of_fence)?;
+            .map_err(|error| verdicts::of_fleet(&error))?;
+        tx.commit()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
         Ok(rows)
     }
 
@@ -243,10 +255,16 @@ impl Run<'_> {
     async fn forget_leak(&self, backend: &dyn Backend, running: &Running) -> Result<(), Verdict> {
         let name = running.workspace_id.container_name();
         let left = running.left(backend.kind(), &name);
-        let mut tx = self.ctx.begin().await.map_err(of_fence)?;
+        let mut tx = self
+            .ctx
+            .begin()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
         let resolved = resolve_leak(tx.connection(), &left).await;
-        if resolved.map_err(of_database)? {
-            tx.commit().await.map_err(of_fence)?;
+        if resolved.map_err(|error| verdicts::of_fleet(&error))? {
+            tx.commit()
+                .await
+                .map_err(|fenced| verdicts::of_fence(&fenced))?;
         }
         Ok(())
     }
@@ -299,9 +317,13 @@ impl Run<'_> {
 
     async fn delete_rows(&self) -> Result<Rows, Verdict> {
         let deleted = async {
-            let mut tx = self.ctx.begin().await.map_err(of_fence)?;
+            let mut tx = self
+                .ctx
+                .begin()
+                .await
+                .map_err(|fenced| verdicts::of_fence(&fenced))?;
             let purged = purge_workspaces(tx.connection(), &self.args.ids).await;
-            match purged.map_err(of_database)? {
+            match purged.map_err(|error| verdicts::of_fleet(&error))? {
                 Purged::Leftovers(ids) => return Ok(Rows::LeftToAnother(ids)),
                 // Somebody else has deleted them; a run of this job before, if it says so.
                 Purged::Rows(0) if !self.before.rows_deleted => {
@@ -313,8 +335,12 @@ impl Run<'_> {
                 rows_deleted: true,
                 ..self.before.clone()
             };
-            tx.record_checkpoint(json!(left)).await.map_err(of_fence)?;
-            tx.commit().await.map_err(of_fence)?;
+            tx.record_checkpoint(json!(left))
+                .await
+                .map_err(|fenced| verdicts::of_fence(&fenced))?;
+            tx.commit()
+                .await
+                .map_err(|fenced| verdicts::of_fence(&fenced))?;
             Ok::<_, Verdict>(Rows::Deleted)
         };
         match deleted.await {
@@ -359,20 +385,34 @@ impl Run<'_> {
         if self.ctx.stopped().is_some() {
             return Err(self.ctx.stopped_verdict());
         }
-        let mut tx = self.ctx.begin().await.map_err(of_fence)?;
-        tx.make_forgettable().await.map_err(of_fence)?;
+        let mut tx = self
+            .ctx
+            .begin()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
+        tx.make_forgettable()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
         tx.record_progress(&progress(step, Some((number, all))))
             .await
-            .map_err(of_fence)?;
-        tx.commit().await.map_err(of_fence)
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
+        tx.commit()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))
     }
 
     async fn leave(&self, checkpoint: &Checkpoint) -> Result<(), Verdict> {
-        let mut tx = self.ctx.begin().await.map_err(of_fence)?;
+        let mut tx = self
+            .ctx
+            .begin()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
         tx.record_checkpoint(json!(checkpoint))
             .await
-            .map_err(of_fence)?;
-        tx.commit().await.map_err(of_fence)
+            .map_err(|fenced| verdicts::of_fence(&fenced))?;
+        tx.commit()
+            .await
+            .map_err(|fenced| verdicts::of_fence(&fenced))
     }
 }
 
@@ -418,23 +458,5 @@ fn progress(step: &'static str, of: Option<(usize, usize)>) -> Progress {
         steps_total: of.map(|(_, all)| count(all)),
         message: None,
         percent: None,
-    }
-}
-
-fn of_fence(fenced: Fenced) -> Verdict {
-    match fenced {
-        Fenced::Lost(_) => Verdict::GiveBack,
-        Fenced::Database { .. } => {
-            Verdict::Retry(JobError::new("the database was not available", &fenced))
-        }
-    }
-}
-
-fn of_database(error: FleetError) -> Verdict {
-    let failure = JobError::new("the database was not available", &error);
-    if error.retryable() {
-        Verdict::Retry(failure)
-    } else {
-        Verdict::Permanent(failure)
     }
 }

@@ -12,31 +12,21 @@ use longshore_fleet::idempotency::other_key_needed_until;
 use longshore_fleet::secrets::{Rotation, count_sealed_otherwise, rotate_part};
 use longshore_fleet::{Fleet, FleetError};
 use longshore_ledger::{
-    Backoff, Enqueued, Executor, Fenced, FencedTx, Jitter, JobError, LedgerError, NewJob, Policy,
-    Progress, RunContext, Verdict, enqueue,
+    Enqueued, Executor, Fenced, FencedTx, JobError, LedgerError, Policy, Progress, RunContext,
+    Verdict,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use crate::bulk::TENANT;
+use crate::{deployment, verdicts};
 
 /// The kind's name; it acts on no engine, so it is its queue's too.
 pub const KIND: &str = "reseal";
 /// Shapes of [`Args`] this version reads.
 pub const ARGS_VERSIONS: &[i16] = &[1];
 /// How rotations are tried and limited.
-pub const POLICY: Policy = Policy {
-    max_attempts: 10,
-    backoff: Backoff {
-        base: Duration::from_secs(1),
-        cap: Duration::from_secs(60),
-        jitter: Jitter::Full,
-    },
-    timeout: Duration::from_secs(3600),
-    deadline: Duration::from_secs(24 * 3600),
-    concurrency: 1,
-};
+pub const POLICY: Policy = deployment::policy(1);
 /// Until it looks again whether this worker has got the key by now, or what was held is free.
 const LATER: Duration = Duration::from_secs(5);
 
@@ -59,25 +49,8 @@ pub async fn request(
     let args = Args {
         key_id: key_id.to_owned(),
     };
-    enqueue(
-        tx,
-        NewJob {
-            kind: KIND,
-            queue: KIND.to_owned(),
-            tenant: TENANT.to_owned(),
-            workspace_id: None,
-            keys: vec![KIND.to_owned()],
-            dedupe_key: Some(key_id.to_owned()),
-            args: serde_json::to_value(args).unwrap_or_default(),
-            args_version: 1,
-            priority: 0,
-            delay: Duration::ZERO,
-            deadline: POLICY.deadline,
-            max_attempts: POLICY.max_attempts,
-            created_by: created_by.to_owned(),
-        },
-    )
-    .await
+    let (keys, id) = (vec![KIND.to_owned()], key_id.to_owned());
+    deployment::request(tx, (KIND, &POLICY), keys, id, args, created_by).await
 }
 
 /// Runs rotations.
@@ -103,11 +76,7 @@ impl Executor for ResealExecutor {
             return Verdict::Snooze(LATER, why);
         }
         tracing::info!(job.id = %job.id, job.kind = job.kind, attempt = job.attempt, key = args.key_id, "rotation entered");
-        let mut rotation: Rotation = job
-            .checkpoint
-            .clone()
-            .and_then(|checkpoint| serde_json::from_value(checkpoint).ok())
-            .unwrap_or_default();
+        let mut rotation: Rotation = deployment::read_checkpoint(job);
         while !rotation.finished {
             if ctx.stopped().is_some() {
                 return ctx.stopped_verdict();
@@ -198,10 +167,7 @@ enum PartError {
 impl PartError {
     fn verdict(self) -> Verdict {
         match self {
-            Self::Fenced(Fenced::Lost(_)) => Verdict::GiveBack,
-            Self::Fenced(error) => {
-                Verdict::Retry(JobError::new("the database was not available", &error))
-            }
+            Self::Fenced(fenced) => verdicts::of_fence(&fenced),
             Self::Fleet(error) => {
                 Verdict::Retry(JobError::new("secrets could not be sealed anew", &error))
             }

@@ -24,6 +24,7 @@ use longshore_ledger::{Executor, FencedTx, JobError, LedgerError, Progress, RunC
 use super::{Args, Begun, begun};
 use crate::provision::{self, ConfigPlan, Plan, ProvisionExecutor, Stop, database, progress};
 use crate::stopping::{self, Running, StopPolicy, StopSource, Stopping, StoppingError};
+use crate::verdicts;
 
 /// Names of all steps, in their order.
 const STEPS: [&str; 23] = [
@@ -279,7 +280,7 @@ async fn provisions_closed(tx: &mut FencedTx, ctx: &RunContext) -> Result<Option
 }
 
 fn ledger(error: LedgerError) -> Stop {
-    let failure = JobError::new("the database was not available", &error);
+    let failure = JobError::new(verdicts::NO_DATABASE, &error);
     Stop::Verdict(Verdict::Retry(failure))
 }
 

@@ -12,32 +12,22 @@ use longshore_fleet::FleetError;
 use longshore_fleet::secrets::next_affected_workspace;
 use longshore_fleet::workspace::lock_workspace;
 use longshore_ledger::{
-    Admitter, Backoff, Enqueued, Executor, Fenced, Jitter, JobError, LedgerError, NewJob, Policy,
-    Progress, RunContext, Verdict, enqueue,
+    Admitter, Enqueued, Executor, Fenced, JobError, LedgerError, Policy, Progress, RunContext,
+    Verdict,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgConnection;
 
-use crate::bulk::TENANT;
 use crate::restart::{ChangeRestartError, Source, request_after_change};
+use crate::{deployment, verdicts};
 
 /// The kind's name; it acts on no engine, so it is its queue's too.
 pub const KIND: &str = "secret-fanout";
 /// Shapes of [`Args`] this version reads.
 pub const ARGS_VERSIONS: &[i16] = &[1];
 /// How fan-outs are tried and limited.
-pub const POLICY: Policy = Policy {
-    max_attempts: 10,
-    backoff: Backoff {
-        base: Duration::from_secs(1),
-        cap: Duration::from_secs(60),
-        jitter: Jitter::Full,
-    },
-    timeout: Duration::from_secs(3600),
-    deadline: Duration::from_secs(24 * 3600),
-    concurrency: 2,
-};
+pub const POLICY: Policy = deployment::policy(2);
 /// Between the restarts of two workspaces.
 const APART: Duration = Duration::from_millis(500);
 
@@ -67,25 +57,8 @@ pub async fn request(
     let args = Args {
         key: key.to_owned(),
     };
-    enqueue(
-        tx,
-        NewJob {
-            kind: KIND,
-            queue: KIND.to_owned(),
-            tenant: TENANT.to_owned(),
-            workspace_id: None,
-            keys: Vec::new(),
-            dedupe_key: Some(key.to_owned()),
-            args: serde_json::to_value(args).unwrap_or_default(),
-            args_version: 1,
-            priority: 0,
-            delay: Duration::ZERO,
-            deadline: POLICY.deadline,
-            max_attempts: POLICY.max_attempts,
-            created_by: created_by.to_owned(),
-        },
-    )
-    .await
+    let name = key.to_owned();
+    deployment::request(tx, (KIND, &POLICY), Vec::new(), name, args, created_by).await
 }
 
 /// Runs fan-outs.
@@ -102,11 +75,7 @@ impl Executor for SecretFanoutExecutor {
             Ok(args) => args,
             Err(unreadable) => return Verdict::Permanent(unreadable),
         };
-        let mut spread: Spread = job
-            .checkpoint
-            .clone()
-            .and_then(|checkpoint| serde_json::from_value(checkpoint).ok())
-            .unwrap_or_default();
+        let mut spread: Spread = deployment::read_checkpoint(job);
         loop {
             if ctx.stopped().is_some() {
                 return ctx.stopped_verdict();
@@ -175,10 +144,7 @@ enum SpreadError {
 impl SpreadError {
     fn verdict(self) -> Verdict {
         match self {
-            Self::Fenced(Fenced::Lost(_)) => Verdict::GiveBack,
-            Self::Fenced(error) => {
-                Verdict::Retry(JobError::new("the database was not available", &error))
-            }
+            Self::Fenced(fenced) => verdicts::of_fence(&fenced),
             Self::Change(error) => {
                 Verdict::Retry(JobError::new("a restart could not be requested", &error))
             }
