@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::pick::pick;
-use super::{BATCH, open};
+use super::{BATCH, For, open};
 use crate::claim::{Claimant, give, given};
 use crate::{ClaimedJob, LedgerError};
 
@@ -40,7 +40,7 @@ pub(crate) async fn admit_to(
     most: usize,
     again: bool,
 ) -> Result<Tried, LedgerError> {
-    let (mut tx, room) = open(pool, queue).await?;
+    let (mut tx, room) = open(pool, queue, For::Itself).await?;
     if again {
         let jobs = given(&mut tx, claimant).await?;
         if !jobs.is_empty() {

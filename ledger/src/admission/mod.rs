@@ -171,9 +171,20 @@ pub(crate) struct Pass {
     limited: bool,
 }
 
+/// Whom a pass admits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// Whoever claims: no more than a window of jobs waits for them.
+    All,
+    /// A worker that knows how many it takes.
+    Itself,
+}
+
 /// What a pass finds before it chooses.
 struct Room {
+    /// Jobs that wait to be claimed; for a worker that admits for itself only whether there are any, 0 or 1.
     queued: i64,
+    /// How many may; 0 for a worker that admits for itself.
     window: i64,
     due: bool,
     closed: bool,
@@ -199,7 +210,7 @@ impl Room {
 
 /// One admission pass over one queue.
 pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerError> {
-    let (mut tx, room) = open(pool, queue).await?;
+    let (mut tx, room) = open(pool, queue, For::All).await?;
     let picked = pick(&mut tx, queue, room.size(), &room).await?;
     let admitted = mark_queued(&mut tx, &picked.ids).await?;
     tx.commit()
@@ -216,6 +227,7 @@ pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerErro
 async fn open(
     pool: &PgPool,
     queue: &str,
+    whom: For,
 ) -> Result<(Transaction<'static, Postgres>, Room), LedgerError> {
     let (kind, place) = split_queue(queue);
     let mut tx = pool
@@ -242,8 +254,8 @@ async fn open(
                       coalesce(sum((windows -> $1 ->> 1)::bigint), 0)::bigint AS slots
                FROM workers WHERE NOT draining
            )
-           SELECT (SELECT count(*) FROM jobs WHERE queue = $1 AND state = 'queued') AS "queued!",
-                  (SELECT CASE WHEN ahead < slots
+           SELECT (SELECT count(*) FROM (SELECT FROM jobs WHERE queue = $1 AND state = 'queued' LIMIT $4) AS queued) AS "queued!",
+                  (SELECT CASE WHEN $4 IS NOT NULL THEN 0 WHEN ahead < slots
                           THEN ahead + greatest(0, slots - (SELECT count(*) FROM jobs WHERE queue = $1 AND state = 'running'))
                           ELSE ahead END
                    FROM wanted) AS "window!",
@@ -260,6 +272,7 @@ async fn open(
         queue,
         kind,
         place,
+        (whom == For::Itself).then_some(1),
     )
     .fetch_one(&mut *tx)
     .await
