@@ -16,6 +16,7 @@ use crate::leaks::LeaksApi;
 use crate::models::ModelsApi;
 use crate::queues::QueuesApi;
 use crate::queues::weights::WeightsApi;
+use crate::reconcilers::ReconcilersApi;
 use crate::registry::RegistryApi;
 use crate::secrets::SecretsApi;
 use crate::secrets::global::GlobalSecretsApi;
@@ -51,6 +52,8 @@ pub(crate) enum Tag {
     Queues,
     /// Who does the work, and what was left behind.
     Workers,
+    /// What keeps the fleet as it should be.
+    Reconcilers,
 }
 
 /// All resources. poem-openapi joins at most 16 in a tuple, so a resource is a domain and not a path.
@@ -77,7 +80,7 @@ type Apis = (
     WeightsApi,
     HoldsApi,
     WorkersApi,
-    LeaksApi,
+    (LeaksApi, ReconcilersApi),
 );
 
 /// The operations; nothing in here needs a service to be there.
@@ -105,7 +108,7 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         WeightsApi,
         HoldsApi,
         WorkersApi,
-        LeaksApi,
+        (LeaksApi, ReconcilersApi),
     );
     OpenApiService::new(
         apis,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_backends::{Backend, BackendError};
+use longshore_base::Timestamp;
 use longshore_base::clock::Stopwatch;
+use longshore_ledger::ownership::list_reconcilers;
 use poem_openapi::param::Query;
 use poem_openapi::payload::{Html, Json, PlainText, Response};
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
@@ -71,6 +73,20 @@ pub struct PartHealth {
     pub detail: Option<String>,
 }
 
+/// A reconciler that does not do all it is there for. Why is for operators: `GET /reconcilers`.
+#[derive(Clone, Debug, Object)]
+pub(crate) struct IdleReconciler {
+    name: String,
+    scope: String,
+    /// An operator has disabled it.
+    disabled: bool,
+    /// It would destroy more than it may.
+    blocked: bool,
+    /// When it was disabled.
+    #[oai(nullable)]
+    since: Option<Timestamp>,
+}
+
 /// Parts that the API does not know of itself: those of a worker in the same process, for one.
 pub trait HealthSource: Send + Sync {
     /// How they are now. Asked by every `/readyz`, so it must not wait.
@@ -96,6 +112,9 @@ pub(crate) struct ReadyReport {
     /// Every part; with `verbose` only.
     #[oai(skip_serializing_if_is_none)]
     parts: Option<Vec<PartHealth>>,
+    /// Reconcilers that an operator has disabled, and those that hold back; with `verbose` only.
+    #[oai(skip_serializing_if_is_none)]
+    reconcilers: Option<Vec<IdleReconciler>>,
     /// Version of the binary; with `verbose` only.
     #[oai(skip_serializing_if_is_none)]
     version: Option<String>,
@@ -205,7 +224,7 @@ fn ok() -> Health {
 }
 
 async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
-    let parts = state.checked.parts(state).await;
+    let Checked { parts, reconcilers } = state.checked.now(state).await;
     let degraded: Vec<String> = parts
         .iter()
         .filter(|part| part.mode != PartMode::Up)
@@ -225,6 +244,7 @@ async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
         status,
         degraded,
         parts: verbose.then_some(parts),
+        reconcilers: reconcilers.filter(|_| verbose),
         version: verbose.then(|| state.config.version.to_owned()),
     });
     match status {
@@ -237,29 +257,41 @@ const POSTGRES: &str = "postgres";
 /// For how long a look at the parts is good.
 const CHECK_TTL: Duration = Duration::from_millis(250);
 
+/// What a look finds.
+#[derive(Clone)]
+struct Checked {
+    parts: Vec<PartHealth>,
+    /// `None` while the database does not say.
+    reconcilers: Option<Vec<IdleReconciler>>,
+}
+
 /// The last look at the parts. The route is open and unlimited, and a look costs a connection that beats need: so one at
 /// a time looks, and not more often than this.
 #[derive(Default)]
-pub(crate) struct CheckedParts(Mutex<Option<(Stopwatch, Vec<PartHealth>)>>);
+pub(crate) struct CheckedParts(Mutex<Option<(Stopwatch, Checked)>>);
 
 impl CheckedParts {
-    async fn parts(&self, state: &ApiState) -> Vec<PartHealth> {
+    async fn now(&self, state: &ApiState) -> Checked {
         let mut last = self.0.lock().await;
-        if let Some((since, parts)) = &*last
+        if let Some((since, checked)) = &*last
             && since.elapsed() < CHECK_TTL
         {
-            return parts.clone();
+            return checked.clone();
         }
-        let parts = collect_parts(state).await;
-        *last = Some((Stopwatch::start(), parts.clone()));
-        parts
+        let checked = check(state).await;
+        *last = Some((Stopwatch::start(), checked.clone()));
+        checked
     }
 }
 
-async fn collect_parts(state: &ApiState) -> Vec<PartHealth> {
+async fn check(state: &ApiState) -> Checked {
     // The control pool: a work pool that is merely busy does not make the process unready.
     let database = longshore_base::clock::now(&state.pools.control);
-    let (database, engine) = tokio::join!(timeout(CHECK_BUDGET, database), check_engine(state));
+    let (database, reconcilers, engine) = tokio::join!(
+        timeout(CHECK_BUDGET, database),
+        timeout(CHECK_BUDGET, list_idle(state)),
+        check_engine(state)
+    );
     let link = state.bus.health();
     let hub = state.hub.health();
     let part = |name: &str, mode, age: Option<Duration>| PartHealth {
@@ -284,7 +316,26 @@ async fn collect_parts(state: &ApiState) -> Vec<PartHealth> {
         engine,
     ];
     parts.extend(state.health.iter().flat_map(|source| source.parts()));
-    parts
+    Checked {
+        parts,
+        reconcilers: reconcilers.ok().flatten(),
+    }
+}
+
+async fn list_idle(state: &ApiState) -> Option<Vec<IdleReconciler>> {
+    let mut conn = state.pools.control.acquire().await.ok()?;
+    let all = list_reconcilers(&mut conn, None, None).await.ok()?;
+    let idle = all
+        .into_iter()
+        .filter(|row| !row.enabled || row.blocked.is_some());
+    let idle = idle.map(|row| IdleReconciler {
+        name: row.name,
+        scope: row.scope,
+        disabled: !row.enabled,
+        blocked: row.blocked.is_some(),
+        since: row.changed_at.filter(|_| !row.enabled),
+    });
+    Some(idle.collect())
 }
 
 /// The engine as it is now. Without one no workspace can run, so a process that has none is degraded as well.

@@ -31,6 +31,7 @@ mod operator;
 mod paging;
 mod rate_limit;
 mod reason;
+mod reconcilers;
 mod security_headers;
 mod sse;
 mod tenant_guard;

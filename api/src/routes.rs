@@ -271,6 +271,18 @@ pub const GUARDED_ROUTES: &[Route] = &[
     post("/workers/{name}/drain", Class::Admin, STAYS_SO).strict(&[]),
     post("/workers/{name}/undrain", Class::Admin, STAYS_SO).strict(&[]),
     route(Verb::Get, "/leaks", Class::Admin).strict(&["state", "limit", "cursor"]),
+    route(Verb::Get, "/reconcilers", Class::Admin).strict(&["limit", "cursor"]),
+    route(Verb::Get, "/reconcilers/{name}", Class::Admin).strict(&["scope"]),
+    post("/reconcilers/{name}/enable", Class::Admin, STAYS_SO).strict(&["scope"]),
+    post("/reconcilers/{name}/disable", Class::Admin, STAYS_SO).strict(&["scope"]),
+    post(
+        "/reconcilers/{name}/approve",
+        Class::Admin,
+        Harmless("it stands for one pass, and names what that may destroy"),
+    )
+    .strict(&["scope"]),
+    post("/reconcilers/{name}/run", Class::Admin, Keyed).strict(&["scope"]),
+    route(Verb::Get, "/admin/liveness", Class::Admin),
 ];
 
 /// All routes.

@@ -82,6 +82,12 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// Everything on the engine that has a workspace's name, whoever made it; `None` from a backend that cannot list. An
+    /// error says nothing about what is there.
+    async fn list_containers(&self) -> Result<Option<Vec<ListedContainer>>, BackendError> {
+        Ok(None)
+    }
+
     /// What the container wrote, oldest line first. [`BackendError::NoContainer`] when there is none,
     /// [`BackendError::Unsupported`] where workspaces do not run in containers.
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError>;
@@ -228,6 +234,17 @@ pub enum KeptConfig {
     Missing,
     /// The backend keeps no files: the workspace makes them itself.
     Elsewhere,
+}
+
+/// A container with a workspace's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedContainer {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub container_id: String,
+    /// The workspace it is of, if this installation made it on this engine; `None`: not ours, never to be touched.
+    pub workspace_id: Option<WorkspaceId>,
 }
 
 /// Which volumes go.

@@ -19,8 +19,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, completions, config, holds, jobs, lifecycle, migrate, openapi, queues, secrets, top, up,
-    worker, workers, workspaces,
+    api, completions, config, holds, jobs, lifecycle, migrate, openapi, queues, reconcilers,
+    secrets, top, up, worker, workers, workspaces,
 };
 use exit::Exit;
 use settings::log::LogSettings;
@@ -75,6 +75,10 @@ enum Command {
     Hold(holds::HoldArgs),
     /// Look at workers, and keep one from taking jobs.
     Workers(workers::WorkersArgs),
+    /// Look at reconcilers; enable and disable them, and approve what they hold back.
+    Reconcilers(reconcilers::ReconcilersArgs),
+    /// Let a reconciler make a pass now, or say what it would do.
+    Reconcile(reconcilers::ReconcileArgs),
     /// Watch queues, workers and failures as they change.
     Top(top::TopArgs),
     /// Print a completion script for a shell.
@@ -135,6 +139,8 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Holds(args) => Box::pin(holds::run(args)).await,
             Command::Hold(args) => Box::pin(holds::run_hold(args)).await,
             Command::Workers(args) => Box::pin(workers::run(args)).await,
+            Command::Reconcilers(args) => Box::pin(reconcilers::run(args)).await,
+            Command::Reconcile(args) => Box::pin(reconcilers::run_reconcile(args)).await,
             Command::Top(args) => Box::pin(top::run(args)).await,
             Command::Completions(args) => Ok(completions::run(&args, definition.clone())),
         }

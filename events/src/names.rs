@@ -66,3 +66,11 @@ pub const JOB_DISCARDED: &str = "JOB_DISCARDED";
 pub const LEAK_SUSPECTED: &str = "LEAK_SUSPECTED";
 /// It is known what became of it: `{leak_id, state}`.
 pub const LEAK_RESOLVED: &str = "LEAK_RESOLVED";
+/// A reconciler wanted to destroy more than it may, and destroyed nothing: `{name, scope, reason, wanted, budget}`.
+pub const RECONCILER_BLOCKED: &str = "RECONCILER_BLOCKED";
+/// A reconciler makes passes again: `{name, scopes, by, reason}`.
+pub const RECONCILER_ENABLED: &str = "RECONCILER_ENABLED";
+/// A reconciler makes no passes any more: `{name, scopes, by, reason}`.
+pub const RECONCILER_DISABLED: &str = "RECONCILER_DISABLED";
+/// A blocked pass may exceed its budget: `{name, scopes, by, reason}`.
+pub const RECONCILER_APPROVED: &str = "RECONCILER_APPROVED";

@@ -23,6 +23,7 @@ pub mod tokens;
 
 pub mod liveness;
 pub mod registry;
+pub mod sweep;
 pub mod url_safety;
 
 pub mod config_source;

@@ -31,18 +31,21 @@ impl MassGuard {
         count: 5,
         share: 0.2,
     };
-    /// Everything is believed: an operator looked and said so.
-    pub const OFF: Self = Self {
-        count: usize::MAX,
-        share: 1.0,
-    };
 
+    /// How many may go silent at once and are still believed, of so many.
+    #[must_use]
     #[expect(
         clippy::cast_precision_loss,
-        reason = "fleets are far smaller than 2^52"
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "fleets are far smaller than 2^52, and a share of a count is none below zero"
     )]
+    pub fn most(self, watched: usize) -> usize {
+        self.count.max((self.share * watched as f64) as usize)
+    }
+
     fn trips(self, stale: usize, watched: usize) -> bool {
-        stale > self.count && stale as f64 > self.share * watched as f64
+        stale > self.most(watched)
     }
 }
 
@@ -53,14 +56,15 @@ pub enum Expiry {
     Expired(Vec<WorkspaceId>),
     /// Too many at once; nothing was changed.
     TooMany {
-        /// How many looked silent.
-        stale: usize,
+        /// Those that looked silent.
+        stale: Vec<WorkspaceId>,
         /// Of how many.
         watched: usize,
     },
 }
 
-/// Gives up managed workspaces that are up and have not beaten for longer than the liveness TTL.
+/// Gives up managed workspaces that are up and have not beaten for longer than the liveness TTL. Those of `believed` do not
+/// count for the guard: an operator looked and said so.
 ///
 /// # Errors
 /// [`FleetError`].
@@ -68,6 +72,7 @@ pub async fn expire_silent(
     tx: &mut PgConnection,
     ttl: Duration,
     guard: MassGuard,
+    believed: &[WorkspaceId],
 ) -> Result<Expiry, FleetError> {
     let watched = sqlx::query!(
         r#"SELECT id AS "id: WorkspaceId",
@@ -79,12 +84,20 @@ pub async fn expire_silent(
     )
     .fetch_all(&mut *tx)
     .await?;
-    let stale = watched.iter().filter(|row| row.stale).map(|row| row.id);
-    expire(tx, stale.collect(), watched.len(), ttl, guard).await
+    let stale: Vec<_> = watched
+        .iter()
+        .filter(|row| row.stale)
+        .map(|row| row.id)
+        .collect();
+    if is_doubtful(&stale, watched.len(), guard, believed) {
+        let watched = watched.len();
+        return Ok(Expiry::TooMany { stale, watched });
+    }
+    expire(tx, &stale, ttl).await
 }
 
 /// Gives up external workspaces that are up and have been silent for longer than `after`; one that never beat counts from
-/// its last change.
+/// its last change. `believed` as with [`expire_silent`].
 ///
 /// # Errors
 /// [`FleetError`].
@@ -92,6 +105,7 @@ pub async fn expire_external(
     tx: &mut PgConnection,
     after: Duration,
     guard: MassGuard,
+    believed: &[WorkspaceId],
 ) -> Result<Expiry, FleetError> {
     let watched = sqlx::query!(
         r#"SELECT id AS "id: WorkspaceId",
@@ -104,23 +118,33 @@ pub async fn expire_external(
     )
     .fetch_all(&mut *tx)
     .await?;
-    let stale = watched.iter().filter(|row| row.stale).map(|row| row.id);
-    expire(tx, stale.collect(), watched.len(), after, guard).await
+    let stale: Vec<_> = watched
+        .iter()
+        .filter(|row| row.stale)
+        .map(|row| row.id)
+        .collect();
+    if is_doubtful(&stale, watched.len(), guard, believed) {
+        let watched = watched.len();
+        return Ok(Expiry::TooMany { stale, watched });
+    }
+    expire(tx, &stale, after).await
+}
+
+fn is_doubtful(
+    stale: &[WorkspaceId],
+    watched: usize,
+    guard: MassGuard,
+    believed: &[WorkspaceId],
+) -> bool {
+    let doubtful = stale.iter().filter(|id| !believed.contains(id)).count();
+    guard.trips(doubtful, watched)
 }
 
 async fn expire(
     tx: &mut PgConnection,
-    stale: Vec<WorkspaceId>,
-    watched: usize,
+    stale: &[WorkspaceId],
     after: Duration,
-    guard: MassGuard,
 ) -> Result<Expiry, FleetError> {
-    if guard.trips(stale.len(), watched) {
-        return Ok(Expiry::TooMany {
-            stale: stale.len(),
-            watched,
-        });
-    }
     let ids: Vec<_> = stale.iter().map(|id| id.0).collect();
     // A beat that came since the rows were read saves its workspace.
     let lost = sqlx::query_scalar!(
@@ -227,6 +251,5 @@ mod tests {
         ] {
             assert_eq!(guard.trips(stale, watched), trips, "{stale} of {watched}");
         }
-        assert!(!MassGuard::OFF.trips(1000, 1000));
     }
 }

@@ -33,13 +33,24 @@ pub(crate) const fn policy(concurrency: usize) -> Policy {
 /// [`LedgerError`]; nothing may be committed then.
 pub(crate) async fn request(
     tx: &mut PgConnection,
-    (kind, policy): (&'static str, &Policy),
+    kind: (&'static str, &Policy),
     keys: Vec<String>,
     dedupe_key: String,
     args: impl Serialize + Send,
     created_by: &str,
 ) -> Result<Enqueued, LedgerError> {
-    let new = NewJob {
+    enqueue(tx, job(kind, keys, dedupe_key, args, created_by)).await
+}
+
+/// The job that [`request`] asks for.
+pub(crate) fn job(
+    (kind, policy): (&'static str, &Policy),
+    keys: Vec<String>,
+    dedupe_key: String,
+    args: impl Serialize,
+    created_by: &str,
+) -> NewJob {
+    NewJob {
         kind,
         queue: kind.to_owned(),
         tenant: TENANT.to_owned(),
@@ -53,8 +64,7 @@ pub(crate) async fn request(
         deadline: policy.deadline,
         max_attempts: policy.max_attempts,
         created_by: created_by.to_owned(),
-    };
-    enqueue(tx, new).await
+    }
 }
 
 /// How far the runs before have come.

@@ -14,6 +14,7 @@ mod instances;
 pub mod place;
 pub mod provision;
 pub mod purge;
+pub mod reconcile;
 pub mod registry;
 pub mod reseal;
 pub mod restart;
@@ -30,4 +31,16 @@ pub use registry::{JobsConfig, executors, kinds, queues};
 #[must_use]
 pub fn workspace_key(id: longshore_base::WorkspaceId) -> String {
     format!("ws:{id}")
+}
+
+/// Those of the workspaces that a live job acts on, or will.
+///
+/// # Errors
+/// [`LedgerError`](longshore_ledger::LedgerError).
+pub async fn list_busy(
+    conn: &mut sqlx::PgConnection,
+    ids: &[longshore_base::WorkspaceId],
+) -> Result<Vec<longshore_base::WorkspaceId>, longshore_ledger::LedgerError> {
+    let asked: Vec<_> = ids.iter().map(|id| (*id, workspace_key(*id))).collect();
+    longshore_ledger::inspect::list_busy(conn, &asked).await
 }

@@ -10,8 +10,8 @@ use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 
 use crate::place::{self, NOWHERE};
 use crate::{
-    Agents, bulk, conflicts, provision, purge, reseal, restart, restart_context, secret_fanout,
-    stop,
+    Agents, bulk, conflicts, provision, purge, reconcile, reseal, restart, restart_context,
+    secret_fanout, stop,
 };
 
 /// How much of each kind one worker does at once.
@@ -77,6 +77,12 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             args_versions: reseal::ARGS_VERSIONS,
             policy: reseal::POLICY,
             hooks: None,
+        })
+        .with(KindSpec {
+            name: reconcile::KIND,
+            args_versions: reconcile::ARGS_VERSIONS,
+            policy: reconcile::POLICY,
+            hooks: None,
         });
     #[cfg(feature = "failpoints")]
     let kinds =
@@ -84,7 +90,7 @@ pub fn kinds(config: JobsConfig) -> Kinds {
     kinds
 }
 
-/// What workers know besides.
+/// What workers know besides; how a pass of a reconciler is made, the worker adds itself.
 ///
 /// # Errors
 /// No HTTP client can be made for calls to agents.
@@ -154,12 +160,14 @@ pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
         .chain(
             [
                 bulk::KIND,
+                reconcile::KIND,
                 restart_context::KIND,
                 reseal::KIND,
                 secret_fanout::KIND,
             ]
             .map(|kind| (kind.to_owned(), kind)),
         )
+        .chain(engine_id.map(|place| (place::queue(reconcile::KIND, place), reconcile::KIND)))
         .chain(test_queues())
         .collect()
 }

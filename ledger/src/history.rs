@@ -87,6 +87,28 @@ pub async fn prune(pool: &PgPool, retention: Retention) -> Result<Pruned, Ledger
         .map_err(LedgerError::database("pruning the history"))
 }
 
+/// The days that [`prune`] would drop now.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn list_due(pool: &PgPool, retention: Retention) -> Result<Vec<String>, LedgerError> {
+    due_days(pool, retention)
+        .await
+        .map_err(LedgerError::database("asking what history is due"))
+}
+
+async fn due_days(pool: &PgPool, retention: Retention) -> Result<Vec<String>, sqlx::Error> {
+    let today = longshore_base::clock::now(pool).await?.date_naive();
+    let mut due = Vec::new();
+    for (outcome, days) in retention.by_outcome() {
+        if days > 0 {
+            let first_kept = today - chrono::Days::new(days.into());
+            due.extend(days_before(pool, outcome, first_kept).await?);
+        }
+    }
+    Ok(due)
+}
+
 async fn prune_days(pool: &PgPool, retention: Retention) -> Result<Pruned, sqlx::Error> {
     let mut pruned = Pruned::default();
     let today = {

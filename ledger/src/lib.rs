@@ -53,7 +53,7 @@ pub use engine::{Engine, EngineConfig, EngineError, EngineHealth};
 pub use enqueue::{Enqueued, NewJob, enqueue, enqueue_many, enqueue_merged, hurry};
 pub use fence::{Fenced, FencedTx};
 pub use hints::{HintConfig, Hints};
-pub use history::{Pruned, Retention, ensure_partitions, list_pruned_outcomes, prune};
+pub use history::{Pruned, Retention, ensure_partitions, list_due, list_pruned_outcomes, prune};
 pub use job::{ClaimedJob, LedgerError, Outcome, Progress, TerminalJob};
 pub use kind::{Executor, HookError, Hooks, KindSpec, Kinds, Revival};
 pub use policy::{Backoff, Jitter, Policy};

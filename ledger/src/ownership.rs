@@ -1,10 +1,14 @@
 //! One owner at a time for what must not be done twice: a row, taken by compare-and-set.
 //!
 //! The owner is a worker by name. A dead worker's row in `workers` is gone, and with it its ownerships; a session lock
-//! could be stranded on a pooled connection instead.
+//! could be stranded on a pooled connection instead. The owner makes the passes by the clock; any worker may make one
+//! that an operator asks for, and `passing` keeps the two apart.
 
-use longshore_base::Timestamp;
-use sqlx::PgPool;
+mod operate;
+
+pub use operate::{ReconcilerRow, Tick, approve, list_reconcilers, list_ticks, set_enabled};
+
+use sqlx::{PgConnection, PgPool};
 
 use crate::LedgerError;
 
@@ -17,7 +21,40 @@ pub struct Owned<'a> {
     pub scope: &'a str,
 }
 
-/// Takes, or keeps, the ownership for a worker. False while another live worker has it, or it is disabled.
+/// The right to make one pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// The pass before was blocked.
+    pub was_blocked: bool,
+    /// What an operator lets this pass destroy beyond its budget.
+    pub approved: Vec<String>,
+}
+
+impl Turn {
+    fn read(was_blocked: bool, approved: Option<serde_json::Value>) -> Self {
+        Self {
+            was_blocked,
+            approved: approved
+                .and_then(|list| serde_json::from_value(list).ok())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// What became of asking for a pass out of turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// It may be made.
+    Granted(Turn),
+    /// Another worker makes one now.
+    Busy,
+    /// An operator has disabled it.
+    Disabled,
+}
+
+/// Takes, or keeps, the ownership for a worker, and the right to make one pass, which [`record_pass`] or [`release`] gives
+/// back. `None` while another live worker has one of them, or it is disabled. A new scope of a reconciler that is disabled
+/// in all others is born disabled.
 ///
 /// # Errors
 /// [`LedgerError::Database`]: nothing may be done then.
@@ -26,13 +63,21 @@ pub async fn take(
     owned: Owned<'_>,
     worker: &str,
     interval_seconds: i32,
-) -> Result<bool, LedgerError> {
-    let taken = sqlx::query_scalar!(
-        r#"INSERT INTO reconcilers (name, scope, owner, interval_seconds) VALUES ($1, $2, $3, $4)
-           ON CONFLICT (name, scope) DO UPDATE SET owner = $3, beat = reconcilers.beat + 1, interval_seconds = $4
-           WHERE reconcilers.enabled
-             AND (reconcilers.owner = $3 OR NOT EXISTS (SELECT 1 FROM workers WHERE workers.name = reconcilers.owner))
-           RETURNING beat"#,
+) -> Result<Option<Turn>, LedgerError> {
+    let taken = sqlx::query!(
+        r#"INSERT INTO reconcilers AS r (name, scope, owner, interval_seconds, passing, passing_since,
+                                         enabled, changed_by, changed_at, change_reason)
+           SELECT $1, $2, $3, $4, $3, longshore_now(), coalesce(bool_or(s.enabled), true),
+                  max(s.changed_by) FILTER (WHERE NOT s.enabled), max(s.changed_at) FILTER (WHERE NOT s.enabled),
+                  max(s.change_reason) FILTER (WHERE NOT s.enabled)
+           FROM reconcilers s WHERE s.name = $1 AND s.scope <> $2
+           ON CONFLICT (name, scope) DO UPDATE
+           SET owner = $3, beat = r.beat + 1, interval_seconds = $4, passing = $3, passing_since = longshore_now()
+           WHERE r.enabled
+             AND (r.owner = $3 OR NOT EXISTS (SELECT 1 FROM workers WHERE workers.name = r.owner))
+             AND (r.passing IS NULL OR r.passing = $3 OR r.passing_since < longshore_now() - interval '15 minutes'
+                  OR NOT EXISTS (SELECT 1 FROM workers WHERE workers.name = r.passing))
+           RETURNING enabled, blocked IS NOT NULL AS "was_blocked!", approved"#,
         owned.name,
         owned.scope,
         worker,
@@ -41,56 +86,104 @@ pub async fn take(
     .fetch_optional(pool)
     .await
     .map_err(LedgerError::database("taking a reconciler"))?;
-    Ok(taken.is_some())
+    match taken {
+        Some(row) if row.enabled => Ok(Some(Turn::read(row.was_blocked, row.approved))),
+        Some(_born_disabled) => {
+            release(pool, owned, worker).await?;
+            Ok(None)
+        }
+        None => Ok(None),
+    }
 }
 
-/// Keeps what a pass saw and did.
+/// Takes the right to make one pass without owning the reconciler: an operator asked for it. A dry run may be made of a
+/// disabled one too.
+///
+/// # Errors
+/// [`LedgerError::Database`]: nothing may be done then.
+pub async fn take_extra(
+    pool: &PgPool,
+    owned: Owned<'_>,
+    worker: &str,
+    dry_run: bool,
+) -> Result<Extra, LedgerError> {
+    let taken = sqlx::query!(
+        r#"UPDATE reconcilers r SET passing = $3, passing_since = longshore_now()
+           WHERE r.name = $1 AND r.scope = $2 AND (r.enabled OR $4)
+             AND (r.passing IS NULL OR r.passing = $3 OR r.passing_since < longshore_now() - interval '15 minutes'
+                  OR NOT EXISTS (SELECT 1 FROM workers WHERE workers.name = r.passing))
+           RETURNING blocked IS NOT NULL AS "was_blocked!", approved"#,
+        owned.name,
+        owned.scope,
+        worker,
+        dry_run,
+    )
+    .fetch_optional(pool)
+    .await
+    .map_err(LedgerError::database("taking a reconciler for one pass"))?;
+    if let Some(row) = taken {
+        return Ok(Extra::Granted(Turn::read(row.was_blocked, row.approved)));
+    }
+    let enabled = sqlx::query_scalar!(
+        "SELECT enabled FROM reconcilers WHERE name = $1 AND scope = $2",
+        owned.name,
+        owned.scope,
+    )
+    .fetch_optional(pool)
+    .await
+    .map_err(LedgerError::database(
+        "asking whether a reconciler is disabled",
+    ))?;
+    Ok(if enabled == Some(false) && !dry_run {
+        Extra::Disabled
+    } else {
+        Extra::Busy
+    })
+}
+
+/// Gives the right to make a pass back without one having ended.
+///
+/// # Errors
+/// [`LedgerError::Database`]; the worker has it until its next try, or for 15 minutes.
+pub async fn release(pool: &PgPool, owned: Owned<'_>, worker: &str) -> Result<(), LedgerError> {
+    sqlx::query!(
+        "UPDATE reconcilers SET passing = NULL, passing_since = NULL WHERE name = $1 AND scope = $2 AND passing = $3",
+        owned.name,
+        owned.scope,
+        worker,
+    )
+    .execute(pool)
+    .await
+    .map_err(LedgerError::database("releasing a reconciler"))?;
+    Ok(())
+}
+
+/// Keeps what a pass saw and did and whether it was blocked, uses up what was approved, and gives the turn back.
+///
+/// `blocked` is `{reason, wanted, budget}`; since when it is so is kept from the first blocked pass on.
 ///
 /// # Errors
 /// [`LedgerError::Database`].
 pub async fn record_pass(
-    pool: &PgPool,
+    tx: &mut PgConnection,
     owned: Owned<'_>,
     worker: &str,
     report: &serde_json::Value,
+    blocked: Option<&serde_json::Value>,
 ) -> Result<(), LedgerError> {
     sqlx::query!(
-        "UPDATE reconcilers SET last_pass = $4, last_pass_at = longshore_now() WHERE name = $1 AND scope = $2 AND owner = $3",
+        r#"UPDATE reconcilers
+           SET last_pass = $4, last_pass_at = longshore_now(), approved = NULL, passing = NULL, passing_since = NULL,
+               blocked = $5::jsonb || jsonb_build_object('since', coalesce(blocked->'since', to_jsonb(longshore_now())))
+           WHERE name = $1 AND scope = $2 AND passing = $3"#,
         owned.name,
         owned.scope,
         worker,
         report,
+        blocked,
     )
-    .execute(pool)
+    .execute(tx)
     .await
     .map_err(LedgerError::database("recording a pass"))?;
     Ok(())
-}
-
-/// When each reconciler last ended a pass.
-#[derive(Clone, Debug)]
-pub struct LastPass {
-    /// The reconciler.
-    pub name: String,
-    /// Its scope.
-    pub scope: String,
-    /// The end of its last pass, by anybody.
-    pub at: Option<Timestamp>,
-    /// Seconds since then.
-    pub seconds_ago: Option<f64>,
-}
-
-/// The reconcilers this database has ever seen.
-///
-/// # Errors
-/// [`LedgerError::Database`].
-pub async fn list_passes(pool: &PgPool) -> Result<Vec<LastPass>, LedgerError> {
-    sqlx::query_as!(
-        LastPass,
-        r#"SELECT name, scope, last_pass_at AS at, extract(epoch FROM longshore_now() - last_pass_at)::float8 AS seconds_ago
-           FROM reconcilers ORDER BY name, scope"#
-    )
-    .fetch_all(pool)
-    .await
-    .map_err(LedgerError::database("listing reconcilers"))
 }

@@ -101,6 +101,18 @@ impl Engine {
         NETWORK
     }
 
+    /// Whose containers are this test's.
+    #[must_use]
+    pub const fn installation(&self) -> Uuid {
+        self.installation
+    }
+
+    /// The image of the reference agent.
+    #[must_use]
+    pub fn image(&self) -> &str {
+        &self.image
+    }
+
     /// Its client, for what only one test does.
     #[must_use]
     pub fn docker(&self) -> &Docker {

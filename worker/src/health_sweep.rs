@@ -20,7 +20,7 @@ use longshore_jobs::restart::{Source, request_automatic};
 use longshore_ledger::Admitter;
 use sqlx::PgPool;
 
-use crate::driver::{PassError, PassReport, Reconciler};
+use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 /// Looks beside each other.
 const AT_ONCE: usize = 8;
@@ -117,7 +117,7 @@ impl Reconciler for HealthSweep {
         self.backend.manner().look_every
     }
 
-    async fn pass(&self) -> Result<PassReport, PassError> {
+    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
         let rows = {
             let mut conn = self.pool.acquire().await?;
             list_running(&mut conn).await?
@@ -135,20 +135,24 @@ impl Reconciler for HealthSweep {
                 report.seen += 1;
                 match runs {
                     Some(true) => {}
+                    Some(false) if pass.dry_run => {
+                        report
+                            .would
+                            .get_or_insert_default()
+                            .push(row.id.to_string());
+                    }
                     Some(false) => {
                         if self.give_up(row.id).await? {
-                            report.acted += 1;
-                            report.sample.push(row.id.to_string());
+                            report.act(row.id);
                         }
                     }
                     None => report.failed += 1,
                 }
             }
         }
-        if instances {
+        if instances && !pass.dry_run {
             report.acted += self.flag_forgotten().await?;
         }
-        report.sample.truncate(10);
         Ok(report)
     }
 }

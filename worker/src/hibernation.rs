@@ -17,14 +17,12 @@ use longshore_ledger::control::{Control, Subject, open_controls};
 use longshore_ledger::{Admitter, Kinds};
 use sqlx::{PgConnection, PgPool};
 
-use crate::driver::{PassError, PassReport, Reconciler};
+use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const IDLE_INTERVAL: Duration = Duration::from_secs(120);
 const STUCK_INTERVAL: Duration = Duration::from_secs(60);
 /// Longer than a stop takes.
 const STUCK_AFTER_MINUTES: i32 = 5;
-/// Workspaces that a report names.
-const SAMPLE: usize = 10;
 
 /// What both need.
 #[derive(Clone)]
@@ -100,7 +98,7 @@ impl Reconciler for Hibernation {
         IDLE_INTERVAL
     }
 
-    async fn pass(&self) -> Result<PassReport, PassError> {
+    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
         let mut report = PassReport::default();
         let mut free = Vec::new();
         {
@@ -116,11 +114,15 @@ impl Reconciler for Hibernation {
                 }
             }
         }
+        if pass.dry_run {
+            let would = free.iter().map(|workspace| workspace.id.to_string());
+            report.would = Some(would.collect());
+            return Ok(report);
+        }
         for workspace in free {
             match self.send_to_sleep(&workspace).await {
                 Ok(true) => {
-                    report.acted += 1;
-                    report.sample.push(workspace.id.to_string());
+                    report.act(workspace.id);
                 }
                 Ok(false) => report.skipped += 1,
                 Err(error) => {
@@ -129,7 +131,6 @@ impl Reconciler for Hibernation {
                 }
             }
         }
-        report.sample.truncate(SAMPLE);
         Ok(report)
     }
 }
@@ -141,16 +142,17 @@ impl Reconciler for StuckHibernating {
     }
 
     fn scope(&self) -> String {
-        "hibernating".into()
+        "all".into()
     }
 
     fn interval(&self) -> Duration {
         STUCK_INTERVAL
     }
 
-    async fn pass(&self) -> Result<PassReport, PassError> {
+    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
         let Sleep { pool, admitter, .. } = &self.sleep;
         let mut report = PassReport::default();
+        let mut asked_again = Vec::new();
         let mut tx = pool.begin().await?;
         let stuck = list_stuck_hibernating(&mut tx, STUCK_AFTER_MINUTES).await?;
         report.seen = stuck.len();
@@ -158,16 +160,19 @@ impl Reconciler for StuckHibernating {
         for workspace in &stuck {
             let stops = stop::repeat_hibernation(&mut tx, workspace, self.name()).await?;
             if stops.jobs.iter().any(|(_, job)| !job.existing) {
-                report.acted += 1;
-                report.sample.push(workspace.id.to_string());
+                asked_again.push(workspace.id);
             } else {
                 report.skipped += 1;
             }
             pokes.extend(stops.pokes);
         }
-        tx.commit().await?;
+        pass.keep(tx).await?;
+        if pass.dry_run {
+            report.would = Some(asked_again.iter().map(ToString::to_string).collect());
+            return Ok(report);
+        }
+        asked_again.iter().for_each(|id| report.act(id));
         pokes.iter().for_each(|queue| admitter.poke(queue));
-        report.sample.truncate(SAMPLE);
         Ok(report)
     }
 }

@@ -12,7 +12,7 @@ use longshore_ledger::{Admitter, control};
 use serde_json::json;
 use sqlx::PgPool;
 
-use crate::driver::{PassError, PassReport, Reconciler};
+use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const INTERVAL: Duration = Duration::from_secs(3);
 
@@ -36,7 +36,7 @@ impl Reconciler for HoldExpiry {
         INTERVAL
     }
 
-    async fn pass(&self) -> Result<PassReport, PassError> {
+    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
         let mut tx = self.pool.begin().await?;
         let over = control::lift_expired(&mut tx).await?;
         for hold in &over {
@@ -55,11 +55,12 @@ impl Reconciler for HoldExpiry {
         } else {
             control::queues_to_poke(&mut tx, None).await?
         };
-        tx.commit().await?;
-        if !over.is_empty() {
+        pass.keep(tx).await?;
+        let report = pass.report(over.iter().map(|hold| hold.id));
+        if report.acted > 0 {
             self.fleet.bus.poke();
+            freed.iter().for_each(|queue| self.admitter.poke(queue));
         }
-        freed.iter().for_each(|queue| self.admitter.poke(queue));
-        Ok(PassReport::of_acted(over.iter().map(|hold| hold.id)))
+        Ok(report)
     }
 }

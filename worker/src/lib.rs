@@ -8,8 +8,12 @@ mod health_sweep;
 mod hibernation;
 mod hold_expiry;
 mod liveness;
+mod orphans;
+mod pass;
 mod provision_timeout;
+mod reconcile;
 mod retention;
 mod runtime;
+mod stale_tokens;
 
 pub use runtime::{Worker, WorkerConfig, WorkerError, WorkerParts};

@@ -16,7 +16,7 @@ use longshore_jobs::restart::{Source, request_automatic};
 use longshore_ledger::Admitter;
 use sqlx::PgPool;
 
-use crate::driver::{PassError, PassReport, Reconciler};
+use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const INTERVAL: Duration = Duration::from_secs(15);
 
@@ -55,59 +55,69 @@ impl Liveness {
             .elapsed()
     }
 
-    async fn expire(&self) -> Result<PassReport, PassError> {
+    async fn expire(&self, pass: &Pass) -> Result<PassReport, PassError> {
+        let believed: Vec<WorkspaceId> = pass
+            .approved
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect();
+        let guard = MassGuard::DEFAULT;
         let mut tx = self.pool.begin().await?;
-        let mut report = PassReport::default();
-        let mut lost: Vec<WorkspaceId> = Vec::new();
-        let mut silent: Vec<WorkspaceId> = Vec::new();
-        for (who, is_managed, expiry) in [
-            (
-                "managed",
-                true,
-                expire_silent(&mut tx, self.ttl, MassGuard::DEFAULT).await?,
-            ),
-            (
-                "external",
-                false,
-                expire_external(&mut tx, self.external_after, MassGuard::DEFAULT).await?,
-            ),
-        ] {
+        let managed = expire_silent(&mut tx, self.ttl, guard, &believed).await?;
+        let external = expire_external(&mut tx, self.external_after, guard, &believed).await?;
+        let mut queues = BTreeSet::new();
+        if let Expiry::Expired(silent) = &managed {
+            for id in silent {
+                // In the same transaction: one that is offline and for which nobody asked is not looked at again.
+                let restart =
+                    request_automatic(&mut tx, &self.fleet, *id, Source::Liveness).await?;
+                queues.extend(restart.queue().map(str::to_owned));
+            }
+        }
+        pass.keep(tx).await?;
+        let (mut lost, mut doubtful) = (Vec::new(), Vec::new());
+        for (who, expiry) in [("managed", managed), ("external", external)] {
             match expiry {
-                Expiry::Expired(ids) => {
-                    if is_managed {
-                        silent.clone_from(&ids);
-                    }
-                    lost.extend(ids);
-                }
+                Expiry::Expired(ids) => lost.extend(ids),
                 Expiry::TooMany { stale, watched } => {
-                    report.skipped += stale;
                     metrics::counter!("longshore_liveness_mass_expiry_total").increment(1);
-                    tracing::error!(
-                        stale,
-                        watched,
-                        who,
-                        "too many workspaces look silent at once; none is given up, look at the network and the API"
-                    );
+                    doubtful.push((who, stale, watched));
                 }
             }
         }
-        let mut queues = BTreeSet::new();
-        for id in &silent {
-            // In the same transaction: one that is offline and for which nobody asked is not looked at again.
-            let restart = request_automatic(&mut tx, &self.fleet, *id, Source::Liveness).await?;
-            queues.extend(restart.queue().map(str::to_owned));
-        }
-        tx.commit().await?;
-        queues.iter().for_each(|queue| self.admitter.poke(queue));
-        for id in &lost {
-            self.fleet.presence.clear(*id).await;
-        }
-        if !lost.is_empty() {
+        let mut report = pass.report(lost.iter());
+        if report.acted > 0 {
+            queues.iter().for_each(|queue| self.admitter.poke(queue));
+            for id in &lost {
+                self.fleet.presence.clear(*id).await;
+            }
             self.fleet.bus.poke();
         }
-        report.acted = lost.len();
-        report.seen = report.acted + report.skipped;
-        report.sample = lost.iter().take(10).map(ToString::to_string).collect();
+        if !doubtful.is_empty() {
+            let reason: Vec<String> = doubtful
+                .iter()
+                .map(|(who, stale, watched)| {
+                    format!(
+                        "{} of {watched} {who} workspaces look silent at once",
+                        stale.len()
+                    )
+                })
+                .collect();
+            let reason = format!(
+                "{}: the fault is more likely in the network or the API",
+                reason.join(", ")
+            );
+            let budget = doubtful
+                .iter()
+                .map(|(_, _, watched)| guard.most(*watched))
+                .sum();
+            let wanted: Vec<String> = doubtful
+                .iter()
+                .flat_map(|(_, stale, _)| stale.iter().map(ToString::to_string))
+                .collect();
+            report.seen += wanted.len();
+            pass.hold_back(&mut report, wanted, budget, Some(reason));
+        }
         Ok(report)
     }
 }
@@ -126,11 +136,17 @@ impl Reconciler for Liveness {
         INTERVAL
     }
 
-    async fn pass(&self) -> Result<PassReport, PassError> {
+    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
         if self.calm_for() < self.ttl {
-            return Ok(PassReport::default());
+            return Ok(PassReport {
+                note: Some(format!(
+                    "no verdict before this worker has been up and well for {} s: until then everybody looks silent",
+                    self.ttl.as_secs()
+                )),
+                ..PassReport::default()
+            });
         }
-        let passed = self.expire().await;
+        let passed = self.expire(pass).await;
         if passed.is_err() {
             *self.calm.lock().unwrap_or_else(PoisonError::into_inner) = Stopwatch::start();
         }

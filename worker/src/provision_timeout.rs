@@ -8,7 +8,7 @@ use longshore_fleet::Fleet;
 use longshore_fleet::provisioning::fail_overdue;
 use sqlx::PgPool;
 
-use crate::driver::{PassError, PassReport, Reconciler};
+use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -31,21 +31,20 @@ impl Reconciler for ProvisionTimeout {
         INTERVAL
     }
 
-    async fn pass(&self) -> Result<PassReport, PassError> {
+    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
         let mut tx = self.pool.begin().await?;
         let overdue = fail_overdue(&mut tx, &self.fleet).await?;
-        tx.commit().await?;
-        if !overdue.is_empty() {
+        pass.keep(tx).await?;
+        let report = pass.report(overdue.iter().map(|workspace| workspace.id));
+        if report.acted > 0 {
             self.fleet.bus.poke();
+            for workspace in &overdue {
+                tracing::warn!(
+                    workspace.id = %workspace.id, runtime = workspace.runtime, timeout_secs = workspace.timeout_secs,
+                    "the agent was never heard of; the workspace has failed"
+                );
+            }
         }
-        for workspace in &overdue {
-            tracing::warn!(
-                workspace.id = %workspace.id, runtime = workspace.runtime, timeout_secs = workspace.timeout_secs,
-                "the agent was never heard of; the workspace has failed"
-            );
-        }
-        Ok(PassReport::of_acted(
-            overdue.iter().map(|workspace| workspace.id),
-        ))
+        Ok(report)
     }
 }

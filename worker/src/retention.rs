@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_ledger::{Retention, ensure_partitions, prune};
+use longshore_ledger::{Retention, ensure_partitions, list_due, prune};
 use sqlx::PgPool;
 
-use crate::driver::{PassError, PassReport, Reconciler};
+use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const INTERVAL: Duration = Duration::from_secs(3600);
 /// Partitions named in a report.
@@ -31,7 +31,10 @@ impl Reconciler for HistoryRetention {
         INTERVAL
     }
 
-    async fn pass(&self) -> Result<PassReport, PassError> {
+    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
+        if pass.dry_run {
+            return Ok(pass.report(list_due(&self.pool, self.keep).await?.iter()));
+        }
         ensure_partitions(&self.pool).await?;
         let pruned = prune(&self.pool, self.keep).await?;
         if !pruned.partitions.is_empty() || pruned.rows > 0 {

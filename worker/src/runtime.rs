@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use longshore_backends::{Backend, Backends};
 use longshore_base::pools::Pools;
 use longshore_fleet::Fleet;
@@ -14,13 +15,17 @@ use longshore_ledger::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{Owner, Reconciler, drive};
+use crate::driver::{Driven, Owner};
 use crate::health_sweep::HealthSweep;
 use crate::hibernation::{Hibernation, Sleep, StuckHibernating};
 use crate::hold_expiry::HoldExpiry;
 use crate::liveness::Liveness;
+use crate::orphans::Orphans;
+use crate::pass::Reconciler;
 use crate::provision_timeout::ProvisionTimeout;
+use crate::reconcile::{ReconcileExecutor, Reconcilers};
 use crate::retention::HistoryRetention;
+use crate::stale_tokens::StaleTokens;
 
 /// How often an engine that has not answered yet is asked again.
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
@@ -92,7 +97,12 @@ impl Worker {
             namespaces,
         } = parts;
         let stop = CancellationToken::new();
-        let executors = executors(&fleet, &backends, &kinds, &admitter, namespaces)?;
+        let reconcilers = Reconcilers::default();
+        let mut executors = executors(&fleet, &backends, &kinds, &admitter, namespaces)?;
+        executors.insert(
+            longshore_jobs::reconcile::KIND,
+            Arc::new(ReconcileExecutor(reconcilers.clone())),
+        );
         let engine = Engine::start(
             config.engine,
             pools.clone(),
@@ -106,6 +116,7 @@ impl Worker {
         let named = Arc::downgrade(&engine);
         let owner = Owner {
             pool: pools.work.clone(),
+            bus: fleet.bus.clone(),
             worker: Arc::new(move || {
                 named
                     .upgrade()
@@ -146,9 +157,14 @@ impl Worker {
             }),
             Arc::new(StuckHibernating { sleep }),
         ];
+        let driving = Driving {
+            reconcilers,
+            owner,
+            stop: stop.clone(),
+        };
         let mut loops: Vec<_> = everywhere
             .into_iter()
-            .map(|reconciler| tokio::spawn(drive(reconciler, owner.clone(), stop.clone())))
+            .map(|reconciler| tokio::spawn(driving.drive(reconciler)))
             .collect();
         if let Ok(backend) = backends.choose() {
             // Waited for a moment, so that a worker whose engine is there serves it from its first second.
@@ -159,8 +175,8 @@ impl Worker {
                 Arc::clone(&engine),
                 backend,
                 known,
-                (pools.work, fleet, owner, admitter),
-                stop.clone(),
+                (pools.work, fleet, admitter),
+                driving,
             )));
         }
         Ok(Self {
@@ -227,31 +243,61 @@ async fn serve_engine(engine: &Engine, backend: &dyn Backend) -> Option<String> 
     }
 }
 
+/// How this worker's reconcilers are driven.
+struct Driving {
+    reconcilers: Reconcilers,
+    owner: Owner,
+    stop: CancellationToken,
+}
+
+impl Driving {
+    /// Drives one until the worker stops, and lets it be asked for passes.
+    fn drive(&self, reconciler: Arc<dyn Reconciler>) -> impl Future<Output = ()> + Send + use<> {
+        let driven = Arc::new(Driven::new(reconciler, self.owner.clone()));
+        self.reconcilers.add(&driven);
+        let stop = self.stop.clone();
+        async move { driven.drive(stop).await }
+    }
+}
+
 /// Goes on asking until the engine answers, then sweeps it.
 async fn join_engine(
     engine: Arc<Engine>,
     backend: Arc<dyn Backend>,
     mut known: Option<String>,
-    (pool, fleet, owner, admitter): (sqlx::PgPool, Arc<Fleet>, Owner, Admitter),
-    stop: CancellationToken,
+    (pool, fleet, admitter): (sqlx::PgPool, Arc<Fleet>, Admitter),
+    driving: Driving,
 ) {
     let engine_id = loop {
         if let Some(id) = known {
             break id;
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = driving.stop.cancelled() => return,
             () = tokio::time::sleep(ENGINE_RETRY) => {}
         }
         known = serve_engine(&engine, &*backend).await;
     };
     drop(engine);
-    let sweep = HealthSweep {
-        pool,
-        fleet,
-        backend,
-        engine_id,
-        admitter,
-    };
-    drive(Arc::new(sweep), owner, stop).await;
+    let of_engine: [Arc<dyn Reconciler>; 3] = [
+        Arc::new(HealthSweep {
+            pool: pool.clone(),
+            fleet,
+            backend: Arc::clone(&backend),
+            engine_id: engine_id.clone(),
+            admitter: admitter.clone(),
+        }),
+        Arc::new(Orphans {
+            pool: pool.clone(),
+            admitter,
+            backend: Arc::clone(&backend),
+            engine_id: engine_id.clone(),
+        }),
+        Arc::new(StaleTokens {
+            pool,
+            backend,
+            engine_id,
+        }),
+    ];
+    join_all(of_engine.map(|reconciler| driving.drive(reconciler))).await;
 }

@@ -164,9 +164,14 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
 }
 
 fn takes_only_a_reason(path: &str) -> bool {
-    ["/jobs/{job_id}/", "/queues/{name}/", "/workers/{name}/"]
-        .iter()
-        .any(|start| path.starts_with(start))
+    [
+        "/jobs/{job_id}/",
+        "/queues/{name}/",
+        "/workers/{name}/",
+        "/reconcilers/{name}/",
+    ]
+    .iter()
+    .any(|start| path.starts_with(start))
 }
 
 /// A workspace to ask about, and who asks.

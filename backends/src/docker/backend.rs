@@ -7,8 +7,8 @@ use longshore_base::WorkspaceId;
 
 use super::engine::{Docker, Engine, LOOK_LIMIT, call_within};
 use crate::{
-    Backend, BackendError, Delivers, KeptConfig, LogStream, LogsQuery, Manner, StartSpec,
-    StartWatch, Started, StopTarget, VolumeScope,
+    Backend, BackendError, Delivers, KeptConfig, ListedContainer, LogStream, LogsQuery, Manner,
+    StartSpec, StartWatch, Started, StopTarget, VolumeScope,
 };
 
 /// A pull takes 300 s at most, everything else of a start 180 s (spec: lifecycle §13.2); a start finds what an earlier one
@@ -76,6 +76,10 @@ impl Backend for Docker {
 
     fn replaces_on_start(&self) -> bool {
         true
+    }
+
+    async fn list_containers(&self) -> Result<Option<Vec<ListedContainer>>, BackendError> {
+        self.list_named().await.map(Some)
     }
 
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError> {

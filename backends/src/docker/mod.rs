@@ -33,6 +33,7 @@ mod engine;
 mod files;
 mod image;
 mod labels;
+mod list;
 mod logs;
 mod names;
 mod network;

@@ -10,6 +10,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod migrate;
 pub(crate) mod openapi;
 pub(crate) mod queues;
+pub(crate) mod reconcilers;
 pub(crate) mod secrets;
 pub(crate) mod top;
 pub(crate) mod up;

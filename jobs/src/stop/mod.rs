@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_backends::{Backends, VolumeScope};
+use longshore_backends::{Backends, StopTarget, VolumeScope};
 use longshore_base::WorkspaceId;
 use longshore_fleet::Fleet;
 use longshore_fleet::workspace::{Workspace, find_workspace, mark_hibernated, organisation_root};
@@ -214,6 +214,46 @@ impl Stops {
         self.jobs.push((id, job));
         Ok(())
     }
+}
+
+/// Asks that a container which nobody wants is removed, with its config and sessions: that of a removed workspace, up to
+/// its generation, or of one that nobody knows.
+///
+/// # Errors
+/// [`LedgerError`]; nothing may be committed then.
+pub async fn request_orphan(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    generation: Option<i64>,
+    engine_id: &str,
+) -> Result<Enqueued, LedgerError> {
+    let tenant = organisation_root(tx, id).await.unwrap_or(id);
+    let any = StopTarget::any_generation(id).generation;
+    let args = Args {
+        workspace_id: id,
+        generation: generation.unwrap_or(any),
+        remove_volumes: true,
+        source: Source::Pause,
+    };
+    enqueue(
+        tx,
+        NewJob {
+            kind: KIND,
+            queue: place::queue(KIND, engine_id),
+            tenant: tenant.to_string(),
+            workspace_id: Some(id),
+            keys: vec![workspace_key(id)],
+            dedupe_key: Some(format!("{id}:removed")),
+            args: serde_json::to_value(&args).unwrap_or_default(),
+            args_version: 1,
+            priority: 0,
+            delay: Duration::ZERO,
+            deadline: POLICY.deadline,
+            max_attempts: POLICY.max_attempts,
+            created_by: "reconciler orphans".to_owned(),
+        },
+    )
+    .await
 }
 
 /// Runs stops.

@@ -384,3 +384,25 @@ pub async fn served_queues(
     .await
     .map_err(LedgerError::database("looking for the queues of a kind"))
 }
+
+/// Those of the workspaces that some live job is about, or that one of several keys has or waits for; each workspace with its
+/// key.
+///
+/// # Errors
+/// [`LedgerError::Database`].
+pub async fn list_busy(
+    conn: &mut PgConnection,
+    asked: &[(WorkspaceId, String)],
+) -> Result<Vec<WorkspaceId>, LedgerError> {
+    let (ids, keys): (Vec<_>, Vec<_>) = asked.iter().map(|(id, key)| (id.0, key.clone())).unzip();
+    sqlx::query_scalar!(
+        r#"SELECT id AS "id!: WorkspaceId" FROM unnest($1::uuid[], $2::text[]) AS asked (id, key)
+           WHERE EXISTS (SELECT 1 FROM jobs WHERE jobs.workspace_id = asked.id)
+              OR EXISTS (SELECT 1 FROM job_keys WHERE job_keys.key = asked.key)"#,
+        &ids,
+        &keys,
+    )
+    .fetch_all(conn)
+    .await
+    .map_err(LedgerError::database("asking which workspaces have jobs"))
+}
