@@ -26,5 +26,6 @@ mod secrets;
 mod start;
 mod status;
 mod sweeps;
+mod team;
 mod trace;
 mod up;

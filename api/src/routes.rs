@@ -157,6 +157,8 @@ pub const GUARDED_ROUTES: &[Route] = &[
     post("/workspaces/{id}/pause", Class::Workspace, Keyed),
     post("/workspaces/{id}/resume", Class::Workspace, Keyed),
     post("/workspaces/{id}/hibernate", Class::Workspace, Keyed),
+    post("/workspaces/{id}/expand", Class::Workspace, Keyed),
+    post("/workspaces/{id}/collapse", Class::Workspace, Keyed),
     route(Verb::Get, "/workspaces/{id}/state", Class::State),
     route(Verb::Get, "/workspaces/{id}/logs", Class::Workspace)
         .strict(&["tail", "since", "follow"]),

@@ -63,6 +63,10 @@ enum Command {
     Resume(lifecycle::LifecycleArgs),
     /// Stop a workspace that has nothing to do until somebody sends it a message.
     Hibernate(lifecycle::HibernateArgs),
+    /// Put below a workspace the team that the template of its name lists, and bring it up.
+    Expand(lifecycle::LifecycleArgs),
+    /// Delete everything below a workspace, which stays.
+    Collapse(lifecycle::CollapseArgs),
     /// List, set and delete secrets, of one workspace or of all.
     Secrets(secrets::SecretsArgs),
     /// List, show, follow, cancel, retry and discard jobs.
@@ -133,6 +137,8 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Pause(args) => Box::pin(lifecycle::pause(args)).await,
             Command::Resume(args) => Box::pin(lifecycle::resume(args)).await,
             Command::Hibernate(args) => Box::pin(lifecycle::hibernate(args)).await,
+            Command::Expand(args) => Box::pin(lifecycle::expand(args)).await,
+            Command::Collapse(args) => Box::pin(lifecycle::collapse(args)).await,
             Command::Secrets(args) => Box::pin(secrets::run(args)).await,
             Command::Jobs(args) => Box::pin(jobs::run(*args)).await,
             Command::Queues(args) => Box::pin(queues::run(args)).await,

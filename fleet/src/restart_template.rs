@@ -94,7 +94,11 @@ pub(crate) fn default_of(fleet: &Fleet, runtime: &str) -> Option<ChosenTemplate>
 }
 
 /// By the directory's name, else by the name its configuration gives.
-fn named_like(templates: &Templates, below: Option<&str>, name: &str) -> Option<ChosenTemplate> {
+pub(crate) fn named_like(
+    templates: &Templates,
+    below: Option<&str>,
+    name: &str,
+) -> Option<ChosenTemplate> {
     let wanted = name.trim().to_lowercase();
     let as_directory = wanted.replace(' ', "-");
     let full = |directory: &str| match below {

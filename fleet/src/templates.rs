@@ -222,7 +222,7 @@ fn read_template(directory: &Path, id: &str) -> Result<Option<Template>, String>
 }
 
 /// The text of a template's configuration; `None` for a directory that is no template.
-fn read_config(directory: &Path) -> Result<Option<String>, String> {
+pub(crate) fn read_config(directory: &Path) -> Result<Option<String>, String> {
     let path = directory.join(CONFIG_FILE);
     match std::fs::metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

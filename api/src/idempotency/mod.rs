@@ -271,6 +271,14 @@ impl<R: IntoResponse> Idempotent<R> {
     }
 }
 
+impl<R> Idempotent<R> {
+    /// The kept answer, with the status of work that is done instead of one that is under way.
+    pub(crate) fn into_ok(mut self) -> Self {
+        self.response.set_status(StatusCode::OK);
+        self
+    }
+}
+
 impl<R> IntoResponse for Idempotent<R> {
     fn into_response(self) -> Response {
         self.response

@@ -7,7 +7,7 @@ use longshore_fleet::connection::{Connection, issue_connection};
 use longshore_fleet::memories::MemorySeed;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::{
-    CreateError, NewWorkspace, Position, Workspace, create_workspace, organisation_root,
+    CreateError, NewWorkspace, Origin, Position, Workspace, create_workspace, organisation_root,
 };
 use longshore_jobs::provision;
 use longshore_ledger::Enqueued;
@@ -290,6 +290,7 @@ impl CreateWorkspaceRequest {
                     scope: seed.scope.unwrap_or_default(),
                 })
                 .collect(),
+            origin: Origin::Request,
         })
     }
 }

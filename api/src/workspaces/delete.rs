@@ -91,18 +91,23 @@ pub(crate) async fn delete(
     tx.commit()
         .await
         .map_err(|error| ApiError::database(error, FAILED))?;
-    for id in &removal.ids {
-        state.fleet.presence.clear(*id).await;
-    }
-    state.poke(&removal.pokes);
-    // What was bringing them up has been asked to stop.
-    state.admitter.poke_cancels();
+    set_going(state, &removal).await;
     let cascade_deleted = if purge {
         removal.ids.len().saturating_sub(1)
     } else {
         removed.cascade_deleted
     };
     answer(state, &removal, cascade_deleted, purge).await
+}
+
+/// What is to be done when a removal is committed.
+pub(super) async fn set_going(state: &ApiState, removal: &Removal) {
+    for id in &removal.ids {
+        state.fleet.presence.clear(*id).await;
+    }
+    state.poke(&removal.pokes);
+    // What was bringing them up has been asked to stop.
+    state.admitter.poke_cancels();
 }
 
 async fn check_no_children(state: &ApiState, id: WorkspaceId) -> ApiResult<()> {
@@ -143,6 +148,23 @@ async fn answer(
         })
     };
     let location = job.map(|job| format!("/jobs/{job}"));
+    if !taken_down(state, removal, purge).await? {
+        return Ok(DeleteWorkspaceResponse::UnderWay(body("removed"), location));
+    }
+    let status = if purge { "purged" } else { "removed" };
+    Ok(DeleteWorkspaceResponse::Removed(body(status), location))
+}
+
+/// Waits until the first pass of each job has ended, and answers whether all is done that a pass can do. False when that
+/// takes longer than a client waits.
+///
+/// # Errors
+/// 500 when something could not be taken down; the jobs go on trying.
+pub(super) async fn taken_down(
+    state: &ApiState,
+    removal: &Removal,
+    purge: bool,
+) -> ApiResult<bool> {
     let passes = timeout(
         state.config.removal_wait,
         first_passes(state, removal, purge),
@@ -166,11 +188,7 @@ async fn answer(
             "the job could not delete the rows, and tries again",
         ));
     }
-    if passes.contains(&Pass::UnderWay) {
-        return Ok(DeleteWorkspaceResponse::UnderWay(body("removed"), location));
-    }
-    let status = if purge { "purged" } else { "removed" };
-    Ok(DeleteWorkspaceResponse::Removed(body(status), location))
+    Ok(!passes.contains(&Pass::UnderWay))
 }
 
 fn not_all_stopped(workspaces: &[&(WorkspaceId, String)], all: usize) -> ApiError {

@@ -111,7 +111,7 @@ pub(super) async fn hibernate(
 }
 
 /// Waits for the end of the stop, holding no connection in between; whether that was a good one.
-async fn has_stopped(state: &ApiState, job: JobId) -> bool {
+pub(super) async fn has_stopped(state: &ApiState, job: JobId) -> bool {
     loop {
         if let Ok(mut conn) = state.connection(FAILED).await
             && let Ok(found) = find_job(&mut conn, job).await

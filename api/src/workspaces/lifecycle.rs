@@ -13,6 +13,7 @@ use super::FAILED;
 use super::hibernate::{self, HibernateWorkspaceResponse};
 use super::pause::{self, PauseWorkspaceResponse, ResumeWorkspaceResponse};
 use super::restart::{self, RestartWorkspaceRequest, RestartWorkspaceResponse};
+use super::team::{self, CollapseWorkspaceResponse, ExpandWorkspaceResponse};
 use crate::auth::{StateAccess, WorkspaceAccess};
 use crate::body::JsonBody;
 use crate::document::Tag;
@@ -114,6 +115,43 @@ impl LifecycleApi {
     ) -> ApiResult<Idempotent<HibernateWorkspaceResponse>> {
         let force = force.0.as_deref() == Some("true");
         hibernate::hibernate(&state, &access.0, key, WorkspaceId(id.0), force).await
+    }
+
+    /// Puts below a workspace the team that the template of its name lists in `sub_workspaces`, and brings it up.
+    #[oai(
+        path = "/workspaces/:id/expand",
+        method = "post",
+        operation_id = "expand_workspace"
+    )]
+    async fn expand_workspace(
+        &self,
+        access: WorkspaceAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        /// Makes the request safe to send again: a repetition with the same key gets the first answer.
+        #[oai(name = "Idempotency-Key")]
+        key: IdempotencyKey,
+    ) -> ApiResult<Idempotent<ExpandWorkspaceResponse>> {
+        team::expand(&state, &access.0, key, WorkspaceId(id.0)).await
+    }
+
+    /// Removes everything below a workspace, which stays. The request waits for what has to be stopped, 12 s at most; 500
+    /// when that could not stop something; it goes on trying.
+    #[oai(
+        path = "/workspaces/:id/collapse",
+        method = "post",
+        operation_id = "collapse_workspace"
+    )]
+    async fn collapse_workspace(
+        &self,
+        access: WorkspaceAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+        /// Makes the request safe to send again: a repetition with the same key gets the first answer.
+        #[oai(name = "Idempotency-Key")]
+        key: IdempotencyKey,
+    ) -> ApiResult<Idempotent<CollapseWorkspaceResponse>> {
+        team::collapse(&state, &access.0, key, WorkspaceId(id.0)).await
     }
 
     /// Tells an agent how its workspace stands. One that is gone is answered 404 with `deleted` true, also to the token

@@ -9,6 +9,7 @@ mod logs;
 mod patch;
 mod pause;
 mod restart;
+mod team;
 mod view;
 
 use longshore_base::WorkspaceId;

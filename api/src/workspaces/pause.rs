@@ -151,7 +151,7 @@ pub(super) async fn resume(
 }
 
 /// Refuses jobs below `root` that an operator lets nobody ask for.
-async fn require_all_accepted(
+pub(super) async fn require_all_accepted(
     tx: &mut PgConnection,
     root: WorkspaceId,
     jobs: &[(WorkspaceId, Enqueued)],
@@ -170,11 +170,11 @@ async fn require_all_accepted(
 }
 
 /// The root is the first of the workspaces, so its job is the first, if it has one.
-fn first_job(jobs: &[(WorkspaceId, Enqueued)]) -> Option<JobId> {
+pub(super) fn first_job(jobs: &[(WorkspaceId, Enqueued)]) -> Option<JobId> {
     jobs.first().map(|(_, job)| job.job_id)
 }
 
-fn location(job: JobId) -> String {
+pub(super) fn location(job: JobId) -> String {
     format!("/jobs/{job}")
 }
 

@@ -130,7 +130,11 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
         (Verb::Post, "/workspaces/{id}/restart") => Some(json!({ "reset": true })),
         (
             Verb::Post,
-            "/workspaces/{id}/pause" | "/workspaces/{id}/resume" | "/workspaces/{id}/hibernate",
+            "/workspaces/{id}/pause"
+            | "/workspaces/{id}/resume"
+            | "/workspaces/{id}/hibernate"
+            | "/workspaces/{id}/expand"
+            | "/workspaces/{id}/collapse",
         ) => None,
         (Verb::Post, "/secrets/rotate-key") => None,
         (Verb::Post, "/templates/import") => {

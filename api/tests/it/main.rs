@@ -18,6 +18,7 @@ mod queues;
 mod registry;
 mod restart;
 mod secrets;
+mod teams;
 mod templates;
 mod tokens;
 mod transport;

@@ -1,5 +1,5 @@
 //! `longshore restart`, `longshore pause`, `longshore resume` and `longshore hibernate`: stop workspaces and bring them up
-//! again, at once or after a while.
+//! again, at once or after a while. `longshore expand` and `longshore collapse`: make and remove the team below one.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::workspaces::{find_id, until_up};
 use crate::client::Client;
 use crate::exit::Exit;
-use crate::output::{OutputArgs, print_json, print_line, text};
+use crate::output::{OutputArgs, confirmed, print_json, print_line, print_table, text};
 use crate::settings::client::ClientSettings;
 use crate::settings::parse;
 
@@ -148,5 +148,65 @@ pub(crate) async fn hibernate(args: HibernateArgs) -> anyhow::Result<Exit> {
         let job = text(&answer, "job_id");
         eprintln!("it is still being stopped: longshore jobs watch {job}");
     }
+    Ok(Exit::Done)
+}
+
+/// Arguments of `longshore collapse`.
+#[derive(Args, Debug)]
+pub(crate) struct CollapseArgs {
+    #[command(flatten)]
+    which: LifecycleArgs,
+    /// Without asking.
+    #[arg(long, short = 'y')]
+    yes: bool,
+}
+
+/// Makes the team of a workspace.
+pub(crate) async fn expand(args: LifecycleArgs) -> anyhow::Result<Exit> {
+    let client = Client::new(&args.server)?;
+    let id = find_id(&client, &args.workspace).await?;
+    let path = format!("/workspaces/{id}/expand");
+    let answer: Value = client.post(&path, &json!({})).await?;
+    if args.output.json {
+        print_json(&answer);
+        return Ok(Exit::Done);
+    }
+    let team = answer.get("children").and_then(Value::as_array);
+    let team = team.map(Vec::as_slice).unwrap_or_default();
+    print_table(
+        ["ID", "NAME", "ROLE"],
+        team.iter()
+            .map(|child| ["id", "name", "role"].map(|member| text(child, member))),
+    );
+    eprintln!("workspace {id} expanded: {} are brought up", team.len());
+    Ok(Exit::Done)
+}
+
+/// Removes the team of a workspace.
+pub(crate) async fn collapse(args: CollapseArgs) -> anyhow::Result<Exit> {
+    let CollapseArgs { which, yes } = args;
+    let client = Client::new(&which.server)?;
+    let id = find_id(&client, &which.workspace).await?;
+    let question = format!("Delete everything below workspace {id}?");
+    if !yes && confirmed(&question)? != Some(true) {
+        eprintln!("nothing was deleted; repeat with --yes to delete everything below {id}");
+        return Ok(Exit::Failed);
+    }
+    let path = format!("/workspaces/{id}/collapse");
+    let answer: Value = client.post(&path, &json!({})).await?;
+    if which.output.json {
+        print_json(&answer);
+        return Ok(Exit::Done);
+    }
+    let removed = answer.get("removed").and_then(Value::as_array);
+    let names: Vec<_> = removed
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    print_line(&match names.as_slice() {
+        [] => format!("workspace {id} had nothing below it"),
+        names => format!("workspace {id} collapsed: {} removed", names.join(", ")),
+    });
     Ok(Exit::Done)
 }

@@ -12,7 +12,7 @@ use super::fields::{
 };
 use super::tree::{TreeLock, lock_tree};
 use super::{
-    DeliveryMode, EXTERNAL, Workspace, WorkspaceAccess, awareness_namespace, load_workspace,
+    DeliveryMode, EXTERNAL, Origin, Workspace, WorkspaceAccess, awareness_namespace, load_workspace,
 };
 use crate::config::FleetConfig;
 use crate::memories::{self, MemorySeed};
@@ -68,6 +68,8 @@ pub struct NewWorkspace {
     pub canvas: Option<Position>,
     /// Memories to start with.
     pub initial_memories: Vec<MemorySeed>,
+    /// What it is made from.
+    pub origin: Origin,
 }
 
 /// Why a workspace was not created. Nothing was written.
@@ -159,6 +161,8 @@ struct Checked {
     budget_limit: Option<i64>,
     secrets: BTreeMap<String, Secret<String>>,
     max_concurrent_tasks: i32,
+    canvas: Position,
+    origin: Origin,
 }
 
 impl Checked {
@@ -186,7 +190,6 @@ pub async fn create_workspace(
     fleet: &Fleet,
     mut new: NewWorkspace,
 ) -> Result<Workspace, CreateError> {
-    let canvas = new.canvas.take().unwrap_or_default();
     let memories = std::mem::take(&mut new.initial_memories);
     let checked = check(fleet, new).await?;
     hold_parent(tx, checked.parent_id).await?;
@@ -194,7 +197,7 @@ pub async fn create_workspace(
     let external = checked.runtime == EXTERNAL;
     insert_row(tx, &checked, checked.status(external)).await?;
     save_secrets(tx, fleet, &checked).await?;
-    place(tx, id, canvas).await;
+    place(tx, id, checked.canvas).await;
     memories::seed(tx, id, &awareness_namespace(id), &memories).await;
     append_events(tx, &checked, external).await?;
     Ok(load_workspace(tx, id).await?)
@@ -263,6 +266,8 @@ async fn check(fleet: &Fleet, new: NewWorkspace) -> Result<Checked, CreateError>
         budget_limit: new.budget_limit,
         secrets: new.secrets,
         max_concurrent_tasks: i32::try_from(new.max_concurrent_tasks.max(1)).unwrap_or(i32::MAX),
+        canvas: new.canvas.unwrap_or_default(),
+        origin: new.origin,
     })
 }
 
@@ -342,8 +347,8 @@ async fn insert_row(
     sqlx::query!(
         "INSERT INTO workspaces (id, name, role, tier, status, runtime, template, parent_id, awareness_namespace,
                                  workspace_dir, workspace_access, url, delivery_mode, budget_limit,
-                                 max_concurrent_tasks)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+                                 max_concurrent_tasks, source_bundle_id, agent_card)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         checked.id as WorkspaceId,
         checked.name,
         checked.role,
@@ -359,6 +364,8 @@ async fn insert_row(
         checked.delivery_mode.map(DeliveryMode::as_str),
         checked.budget_limit,
         checked.max_concurrent_tasks,
+        checked.origin.bundle_id(),
+        checked.origin.agent_card(),
     )
     .execute(tx)
     .await?;
@@ -426,7 +433,11 @@ async fn append_events(
         workspace_id: Some(checked.id),
         payload,
     };
-    let created = json!({ "name": checked.name, "tier": checked.tier, "runtime": checked.runtime });
+    let mut created =
+        json!({ "name": checked.name, "tier": checked.tier, "runtime": checked.runtime });
+    checked
+        .origin
+        .tell(&mut created, checked.parent_id, checked.canvas);
     append(tx, event(names::WORKSPACE_PROVISIONING, created)).await?;
     let there = json!({ "name": checked.name, "external": true });
     match checked.status(external) {

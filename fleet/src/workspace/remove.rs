@@ -3,11 +3,12 @@
 //! removing volumes and purging rows is a job's work with what this returns.
 
 use longshore_base::WorkspaceId;
-use longshore_events::{NewEvent, append, names};
+use longshore_events::names;
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::row::EXTERNAL;
+use super::event::tell;
+use super::row::{EXTERNAL, lock_workspace};
 use super::tree::{TreeLock, list_descendants, lock_tree};
 use crate::FleetError;
 use crate::status::{Change, WorkspaceStatus};
@@ -45,6 +46,8 @@ pub async fn list_children(
 pub struct RemovedWorkspace {
     /// Its id.
     pub id: WorkspaceId,
+    /// Its name.
+    pub name: String,
     /// `external` has nothing to stop.
     pub runtime: String,
     /// The container, if one was ever started.
@@ -71,11 +74,14 @@ impl RemovedWorkspace {
     }
 }
 
-/// What a delete covers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a delete or a collapse covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemovedSet {
+    /// The workspace that was named. A collapse leaves it where it is.
+    pub root: WorkspaceId,
     /// What is to be stopped, the root last: itself and its descendants that were not removed; if the root was removed
-    /// before, all its descendants, so that a repeated delete replays every stop.
+    /// before, all its descendants, so that a repeated delete replays every stop. The same of a collapse, without the
+    /// root: where it finds nothing to remove, all that was removed before.
     pub workspaces: Vec<RemovedWorkspace>,
     /// Descendants that an earlier delete removed and that `workspaces` lacks: a purge takes them along.
     pub earlier: Vec<RemovedWorkspace>,
@@ -84,6 +90,29 @@ pub struct RemovedSet {
 }
 
 impl RemovedSet {
+    /// Marked rows as a set. `first` is false where the same was asked for before.
+    fn of(root: WorkspaceId, found: Vec<RemovedWorkspace>, first: bool) -> Self {
+        let newly = |workspace: &&RemovedWorkspace| workspace.newly && workspace.id != root;
+        let cascade_deleted = found.iter().filter(newly).count();
+        let (workspaces, earlier) = found
+            .into_iter()
+            .partition(|workspace| workspace.newly || !first);
+        Self {
+            root,
+            workspaces,
+            earlier,
+            cascade_deleted,
+        }
+    }
+
+    /// Whether the root itself is to go.
+    #[must_use]
+    pub fn covers_root(&self) -> bool {
+        self.workspaces
+            .last()
+            .is_some_and(|last| last.id == self.root)
+    }
+
     /// The ids of [`RemovedSet::workspaces`], root last.
     #[must_use]
     pub fn ids(&self) -> Vec<WorkspaceId> {
@@ -91,6 +120,11 @@ impl RemovedSet {
             .iter()
             .map(|workspace| workspace.id)
             .collect()
+    }
+
+    /// Those that were not removed before.
+    pub fn newly(&self) -> impl Iterator<Item = &RemovedWorkspace> {
+        self.workspaces.iter().filter(|workspace| workspace.newly)
     }
 
     /// What is to be taken down, the root last; with what earlier deletes removed for a purge.
@@ -120,15 +154,52 @@ pub async fn remove_workspaces(
     };
     let root_newly = root_row.newly;
     clear_traces(tx, &order).await?;
-    let cascade_deleted = append_events(tx, &found, root).await?;
-    let (workspaces, earlier) = found
-        .into_iter()
-        .partition(|workspace| workspace.newly || !root_newly);
-    Ok(Some(RemovedSet {
-        workspaces,
-        earlier,
-        cascade_deleted,
-    }))
+    let set = RemovedSet::of(root, found, root_newly);
+    append_events(tx, &set).await?;
+    Ok(Some(set))
+}
+
+/// Why a team was not collapsed. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum CollapseError {
+    /// There is no such row.
+    #[error("workspace not found")]
+    NotFound,
+    /// It is a tombstone.
+    #[error("workspace removed")]
+    Removed,
+    /// Nobody's mistake.
+    #[error("the team could not be collapsed")]
+    Fleet(#[from] FleetError),
+}
+
+/// Removes everything below a workspace, as [`remove_workspaces`] would, and tells of it on the workspace, which stays.
+/// Holds the tree until the transaction ends.
+///
+/// # Errors
+/// [`CollapseError`].
+pub async fn collapse_workspace(
+    tx: &mut PgConnection,
+    root: WorkspaceId,
+) -> Result<RemovedSet, CollapseError> {
+    lock_tree(tx, TreeLock::Exclusive).await?;
+    let row = lock_workspace(tx, root).await?;
+    if row.ok_or(CollapseError::NotFound)?.status == WorkspaceStatus::Removed {
+        return Err(CollapseError::Removed);
+    }
+    let below = list_descendants(tx, root).await?;
+    let mut found = mark_removed(tx, &below).await?;
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    clear_traces(tx, &below).await?;
+    let first = found.iter().any(|workspace| workspace.newly);
+    let set = RemovedSet::of(root, found, first);
+    append_events(tx, &set).await?;
+    if first {
+        let payload =
+            json!({ "removed_children": set.newly().map(|child| &child.name).collect::<Vec<_>>() });
+        tell(tx, root, names::WORKSPACE_COLLAPSED, payload).await?;
+    }
+    Ok(set)
 }
 
 async fn mark_removed(
@@ -145,7 +216,7 @@ async fn mark_removed(
            SET status = $2, provision_generation = w.provision_generation + 1, provision_started_at = NULL,
                removed_at = coalesce(w.removed_at, longshore_now()), updated_at = longshore_now()
            FROM held WHERE w.id = held.id
-           RETURNING w.id AS "id: WorkspaceId", w.runtime, w.container_id, w.engine_id, w.instance_id,
+           RETURNING w.id AS "id: WorkspaceId", w.name, w.runtime, w.container_id, w.engine_id, w.instance_id,
                      w.provision_generation AS generation, held.status = ANY($3) AS "newly!""#,
         &ids,
         WorkspaceStatus::Removed as WorkspaceStatus,
@@ -173,25 +244,14 @@ async fn clear_traces(tx: &mut PgConnection, ids: &[WorkspaceId]) -> Result<(), 
     Ok(())
 }
 
-async fn append_events(
-    tx: &mut PgConnection,
-    workspaces: &[RemovedWorkspace],
-    root: WorkspaceId,
-) -> Result<usize, FleetError> {
-    let newly = || workspaces.iter().filter(|workspace| workspace.newly);
-    let cascade_deleted = newly().filter(|workspace| workspace.id != root).count();
-    for workspace in newly() {
-        let payload = if workspace.id == root {
-            json!({ "cascade_deleted": cascade_deleted })
+async fn append_events(tx: &mut PgConnection, set: &RemovedSet) -> Result<(), FleetError> {
+    for workspace in set.newly() {
+        let payload = if workspace.id == set.root {
+            json!({ "cascade_deleted": set.cascade_deleted })
         } else {
             json!({})
         };
-        let event = NewEvent {
-            event_type: names::WORKSPACE_REMOVED,
-            workspace_id: Some(workspace.id),
-            payload,
-        };
-        append(tx, event).await?;
+        tell(tx, workspace.id, names::WORKSPACE_REMOVED, payload).await?;
     }
-    Ok(cascade_deleted)
+    Ok(())
 }

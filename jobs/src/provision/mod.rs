@@ -30,7 +30,7 @@ use crate::{place, workspace_key};
 /// The kind's name.
 pub const KIND: &str = "provision";
 /// Shapes of [`Args`] this version reads.
-pub const ARGS_VERSIONS: &[i16] = &[1, 2];
+pub const ARGS_VERSIONS: &[i16] = &[1, 2, 3];
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 const MAX_ATTEMPTS: i32 = 3;
@@ -57,6 +57,8 @@ pub fn policy(concurrency: usize, limit: Duration) -> Policy {
 pub enum Cause {
     /// A workspace was created.
     Create,
+    /// The team it belongs to was expanded.
+    Expand,
     /// A paused workspace was resumed.
     Resume,
     /// Somebody wants to talk to a hibernated one.
@@ -69,6 +71,15 @@ impl Cause {
         match self {
             Self::Create => 1,
             Self::Resume | Self::Wake => 2,
+            Self::Expand => 3,
+        }
+    }
+
+    /// Whether it is brought up for the first time, with what was asked for then.
+    const fn is_first(self) -> bool {
+        match self {
+            Self::Create | Self::Expand => true,
+            Self::Resume | Self::Wake => false,
         }
     }
 }

@@ -28,9 +28,9 @@ use longshore_fleet::{Fleet, FleetError, PrepareError, WorkspaceStatus, images};
 use longshore_ledger::{Executor, Fenced, JobError, Progress, RunContext, Verdict};
 use tokio::sync::Mutex;
 
+use super::Args;
 use super::instance::Instances;
 use super::prepare::prepare;
-use super::{Args, Cause};
 use crate::verdicts;
 
 /// Names of all steps, in their order: what `steps_done` counts.
@@ -167,7 +167,8 @@ impl ProvisionExecutor {
         workspace: &Workspace,
     ) -> Result<ConfigPlan, Stop> {
         let backend = match (args.cause, self.backends.choose()) {
-            (Cause::Create, _) | (_, Err(_)) => return Ok(ConfigPlan::AsCreated),
+            (cause, _) if cause.is_first() => return Ok(ConfigPlan::AsCreated),
+            (_, Err(_)) => return Ok(ConfigPlan::AsCreated),
             (_, Ok(backend)) => backend,
         };
         Ok(ConfigPlan::Again {

@@ -6,6 +6,8 @@
 //! whichever finds that nothing is left anywhere deletes the rows. That something may be left is written in the rows
 //! themselves (`engine_id`), so no job has to know of another.
 //!
+//! A collapse is the same without its root, which lives on.
+//!
 //! The first pass answers the delete ([`look`]); after it the job goes on by itself.
 
 mod namespaces;
@@ -54,9 +56,9 @@ pub const POLICY: Policy = Policy {
 /// What to take down.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Args {
-    /// The workspace that was deleted.
+    /// The workspace that was deleted, or whose team was collapsed: then it is not among the `ids`.
     pub root_id: WorkspaceId,
-    /// The whole set, the root last. What each needs for its stop stands in its row, which is there until all is done.
+    /// The whole set, the root last if it is in it. What each needs for its stop stands in its row, which is there until all is done.
     pub ids: Vec<WorkspaceId>,
     /// Whether the rows go, and with them what only a purge removes.
     pub purge: bool,
@@ -129,7 +131,7 @@ pub async fn request(
     created_by: &str,
 ) -> Result<Removal, LedgerError> {
     let set: Vec<_> = removed.to_take_down(purge).collect();
-    let Some(root) = set.last() else {
+    let Some(last) = set.last() else {
         return Ok(Removal::default());
     };
     let ids: Vec<_> = set.iter().map(|workspace| workspace.id).collect();
@@ -148,9 +150,9 @@ pub async fn request(
         .collect();
     let mut queues = Vec::new();
     // The root's first.
-    if engines.remove(&root.engine_id) {
-        let queue = place::choose(tx, KIND, root.engine_id.as_deref()).await?;
-        queues.push((root.engine_id.clone(), queue));
+    if engines.remove(&last.engine_id) {
+        let queue = place::choose(tx, KIND, last.engine_id.as_deref()).await?;
+        queues.push((last.engine_id.clone(), queue));
     }
     for engine_id in engines {
         let queue = place::choose(tx, KIND, engine_id.as_deref()).await?;
@@ -160,15 +162,20 @@ pub async fn request(
         // No engine is needed, so any worker will do.
         queues.push((None, place::queue(KIND, NOWHERE)));
     }
-    let tenant = organisation_root(tx, root.id).await.unwrap_or(root.id);
+    let root = removed.root;
+    let tenant = organisation_root(tx, root).await.unwrap_or(root);
     for (engine_id, queue) in queues {
         let args = Args {
-            root_id: root.id,
+            root_id: root,
             ids: removal.ids.clone(),
             purge,
             engine_id,
         };
-        let new = new_job(&args, queue, tenant, keys.clone(), created_by);
+        let mut new = new_job(&args, queue, tenant, keys.clone(), created_by);
+        if !removed.covers_root() {
+            // A collapse may come again with another set, which a waiting job would not take over.
+            new.dedupe_key = None;
+        }
         let asked = ask(tx, new).await?;
         removal.pokes.push(asked.1);
         removal.jobs.push(asked.0);
