@@ -12,6 +12,8 @@ pub struct ApiConfig {
     pub admin_token: Option<Secret<String>>,
     /// Lenient rules for one's own machine (`spec: rest-api` §2.7).
     pub dev_mode: bool,
+    /// Whether the admin gets workspace tokens for tests (`spec: rest-api` §6.14.3).
+    pub test_tokens: bool,
     /// Origins that browsers may call from; exact matches.
     pub cors_origins: Vec<String>,
     /// Requests per minute for one credential, or for one address without one.

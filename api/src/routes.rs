@@ -35,6 +35,8 @@ pub enum Class {
     Message,
     /// Whoever may listen to events (§5.2).
     Socket,
+    /// The admin token itself, and only where test tokens are open (§6.14.3); elsewhere there is no such route.
+    TestToken,
 }
 
 /// The methods routes have.
@@ -208,6 +210,11 @@ pub const GUARDED_ROUTES: &[Route] = &[
     route(Verb::Get, "/org/tokens", Class::Admin),
     post("/org/tokens", Class::Admin, Keyed),
     route(Verb::Delete, "/org/tokens/{token_id}", Class::Admin),
+    route(
+        Verb::Get,
+        "/admin/workspaces/{id}/test-token",
+        Class::TestToken,
+    ),
     post(
         "/workspaces/{id}/a2a",
         Class::Message,

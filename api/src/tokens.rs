@@ -17,7 +17,7 @@ use serde::Deserialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::auth::{AdminAccess, Principal, WorkspaceAccess};
+use crate::auth::{AdminAccess, Principal, TestTokenAccess, WorkspaceAccess};
 use crate::body::{JsonBody, JsonRequest};
 use crate::context::RequestContext;
 use crate::document::Tag;
@@ -89,6 +89,14 @@ pub(crate) enum IssueTokenResponse {
     /// Here it is.
     #[oai(status = 201)]
     Issued(Json<IssuedToken>),
+}
+
+/// A token for a test.
+#[derive(Object)]
+pub(crate) struct TestToken {
+    /// Shown this once; like any other of the workspace.
+    auth_token: String,
+    workspace_id: Uuid,
 }
 
 /// A token was revoked.
@@ -266,6 +274,37 @@ impl TokensApi {
         }
         Ok(Json(TokenRevoked {
             status: "revoked".to_owned(),
+        }))
+    }
+
+    /// Issues a token of a workspace to a test that speaks in its name. There only where the environment is one for tests;
+    /// organisation tokens do not open it.
+    #[oai(
+        path = "/admin/workspaces/:id/test-token",
+        method = "get",
+        operation_id = "get_test_token"
+    )]
+    async fn get_test_token(
+        &self,
+        _access: TestTokenAccess,
+        state: Shared<'_>,
+        id: Path<Uuid>,
+    ) -> ApiResult<Json<TestToken>> {
+        const NOT_FOUND: &str = "lookup failed";
+        const NOT_ISSUED: &str = "token issue failed";
+        let id = WorkspaceId(id.0);
+        let mut tx = state.transaction(NOT_FOUND).await?;
+        lock_live(&mut tx, id, NOT_FOUND).await?;
+        let token = tokens::issue(&mut tx, id)
+            .await
+            .map_err(|error| ApiError::fleet(error, NOT_ISSUED))?;
+        tx.commit()
+            .await
+            .map_err(|error| ApiError::database(error, NOT_ISSUED))?;
+        tracing::info!(workspace.id = %id, "a test token was issued");
+        Ok(Json(TestToken {
+            auth_token: token.expose().clone(),
+            workspace_id: id.0,
         }))
     }
 

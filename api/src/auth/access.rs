@@ -123,6 +123,11 @@ access!(
     Class::Message
 );
 access!(
+    /// The admin, where test tokens are open.
+    TestTokenAccess,
+    Class::TestToken
+);
+access!(
     /// Whoever may listen.
     SocketAccess(Principal),
     Class::Socket

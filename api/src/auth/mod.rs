@@ -9,7 +9,7 @@ mod credentials;
 
 pub(crate) use access::{
     AdminAccess, CallerAccess, JobAccess, MessageAccess, OwnAccess, RegistryAccess, RelatedAccess,
-    SocketAccess, StateAccess, WorkspaceAccess,
+    SocketAccess, StateAccess, TestTokenAccess, WorkspaceAccess,
 };
 pub(crate) use classes::{Verdict, authenticate, may_talk};
 pub(crate) use credentials::{

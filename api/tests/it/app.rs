@@ -59,6 +59,7 @@ impl Default for Options {
             api: ApiConfig {
                 admin_token: Some(Secret::from(ADMIN)),
                 dev_mode: false,
+                test_tokens: false,
                 cors_origins: vec![CANVAS_ORIGIN.to_owned()],
                 rate_limit_per_minute: 100_000,
                 trusted_proxies: Vec::new(),

@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::app::{ADMIN, TestApp, expect};
+use crate::app::{ADMIN, Options, TestApp, expect, expect_error};
 
 #[tokio::test]
 async fn a_second_token_takes_over_before_the_first_is_revoked() {
@@ -144,4 +144,49 @@ async fn one_address_mints_ten_organisation_tokens_an_hour() {
     let after = body["retry_after"].as_u64().unwrap();
     assert!((3000..=3600).contains(&after), "{body}");
     assert_eq!(app.count("org_api_tokens").await, 10);
+}
+
+#[tokio::test]
+async fn a_test_token_is_the_admins_and_only_where_it_is_open() {
+    let mut options = Options::default();
+    options.api.test_tokens = true;
+    let app = TestApp::with(options).await;
+    let agent = app.insert_named("a").await;
+    let org = app.insert_org_token().await;
+    let path = format!("/admin/workspaces/{}/test-token", agent.id);
+    let nobody = app.get(&path).send().await.unwrap();
+    assert_eq!(
+        expect_error(nobody, StatusCode::UNAUTHORIZED).await,
+        "admin auth required"
+    );
+    for bearer in [&org, &agent.token] {
+        let refused = app.get(&path).bearer_auth(bearer).send().await.unwrap();
+        assert_eq!(
+            expect_error(refused, StatusCode::UNAUTHORIZED).await,
+            "admin auth required"
+        );
+    }
+    let answer = app.admin(Method::GET, &path).send().await.unwrap();
+    let issued = expect(answer, StatusCode::OK).await;
+    assert_eq!(issued["workspace_id"], json!(agent.id));
+    let token = issued["auth_token"].as_str().unwrap();
+    let own = format!("/workspaces/{}/tokens", agent.id);
+    let listed = app.get(&own).bearer_auth(token).send().await.unwrap();
+    assert_eq!(expect(listed, StatusCode::OK).await["count"], 2);
+    let unknown = format!(
+        "/admin/workspaces/{}/test-token",
+        longshore_base::WorkspaceId::random()
+    );
+    let answer = app.admin(Method::GET, &unknown).send().await.unwrap();
+    assert_eq!(
+        expect_error(answer, StatusCode::NOT_FOUND).await,
+        "workspace not found"
+    );
+
+    let closed = TestApp::start().await;
+    let answer = closed.admin(Method::GET, &path).send().await.unwrap();
+    assert_eq!(
+        expect_error(answer, StatusCode::NOT_FOUND).await,
+        "not found"
+    );
 }

@@ -74,6 +74,7 @@ impl Core {
         ApiConfig {
             admin_token: self.security.admin_token.clone(),
             dev_mode: self.security.dev_mode,
+            test_tokens: self.security.test_tokens,
             cors_origins: settings
                 .cors_origins
                 .iter()

@@ -5,7 +5,7 @@ use clap::Args;
 use longshore_base::Secret;
 use longshore_fleet::secrets::{KeyError, Sealer};
 
-use super::SettingError;
+use super::{SettingError, parse};
 
 const ENVIRONMENT: &str = "LONGSHORE_ENV";
 const ADMIN_TOKEN: &str = "ADMIN_TOKEN";
@@ -18,10 +18,22 @@ const MIN_TOKEN_CHARS: usize = 16;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Security")]
 pub(crate) struct SecuritySettings {
-    /// `production` (also when unset) or `development`. Development without an admin token is dev mode: everything is
-    /// open to everybody who can reach the port.
+    /// `production` (also when unset), `staging`, `test`, `ci` or `development`. Development without an admin token is dev
+    /// mode: everything is open to everybody who can reach the port.
     #[arg(long = "environment", env = ENVIRONMENT, value_name = "NAME")]
     pub(crate) environment: Option<String>,
+
+    /// Whether `GET /admin/workspaces/{id}/test-token` hands workspace tokens to the admin token in staging too. It does so
+    /// in development, test and ci, and never in production or where no environment is named.
+    #[arg(
+        long = "enable-test-tokens",
+        env = "LONGSHORE_ENABLE_TEST_TOKENS",
+        value_name = "BOOL",
+        default_value = "false",
+        value_parser = parse::boolean,
+        action = clap::ArgAction::Set
+    )]
+    pub(crate) enable_test_tokens: bool,
 
     /// The bearer token of the operator, at least 16 characters. Without one a server starts in dev mode only; `up`
     /// makes one in `<data>/admin-token`.
@@ -44,6 +56,8 @@ pub(crate) struct SecuritySettings {
 pub(crate) struct Security {
     /// Everything is open.
     pub(crate) dev_mode: bool,
+    /// The admin gets workspace tokens for tests.
+    pub(crate) test_tokens: bool,
     /// The operator's token; absent in dev mode only.
     pub(crate) admin_token: Option<Secret<String>>,
     /// `SECRETS_ENCRYPTION_KEY`.
@@ -71,7 +85,7 @@ impl SecuritySettings {
     }
 
     fn read(&self) -> Result<Security, SettingError> {
-        let development = match self
+        let (development, test_tokens) = match self
             .environment
             .as_deref()
             .unwrap_or_default()
@@ -79,12 +93,15 @@ impl SecuritySettings {
             .to_ascii_lowercase()
             .as_str()
         {
-            "development" | "dev" => true,
-            "" | "production" | "prod" | "staging" | "test" => false,
+            "development" | "dev" => (true, true),
+            "test" | "ci" => (false, true),
+            "staging" => (false, self.enable_test_tokens),
+            // Where nobody says what this is, it is production.
+            "" | "production" | "prod" => (false, false),
             _ => {
                 return Err(SettingError::new(
                     ENVIRONMENT,
-                    "must be production, staging, test or development",
+                    "must be production, staging, test, ci or development",
                 ));
             }
         };
@@ -105,6 +122,7 @@ impl SecuritySettings {
         let secret = |text: &Option<String>| text.as_deref().map(Secret::from);
         Ok(Security {
             dev_mode: development && self.admin_token.is_none(),
+            test_tokens,
             admin_token: secret(&self.admin_token),
             sealing_key: secret(&self.sealing_key),
             sealing_ring: secret(&self.sealing_ring),
@@ -168,6 +186,7 @@ mod tests {
     ) -> SecuritySettings {
         SecuritySettings {
             environment: environment.map(str::to_owned),
+            enable_test_tokens: true,
             admin_token: token.map(str::to_owned),
             sealing_key: key.map(str::to_owned),
             sealing_ring: None,
@@ -191,6 +210,28 @@ mod tests {
                 .unwrap()
                 .dev_mode
         );
+    }
+
+    #[test]
+    fn test_tokens_are_closed_in_production_and_where_no_environment_is_named() {
+        for (environment, open) in [
+            (None, false),
+            (Some(""), false),
+            (Some("production"), false),
+            (Some("PROD"), false),
+            (Some("staging"), true),
+            (Some("test"), true),
+            (Some("CI"), true),
+            (Some("dev"), true),
+        ] {
+            let security = settings(environment, TOKEN, KEY).for_api().unwrap();
+            assert_eq!(security.test_tokens, open, "{environment:?}");
+            let mut unasked = settings(environment, TOKEN, KEY);
+            unasked.enable_test_tokens = false;
+            let by_itself = open && environment != Some("staging");
+            let security = unasked.for_api().unwrap();
+            assert_eq!(security.test_tokens, by_itself, "{environment:?} unasked");
+        }
     }
 
     #[test]
