@@ -44,8 +44,11 @@ pub(crate) async fn finish_runs(
     mut ended: mpsc::Receiver<Finish>,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut many = false;
     while ended.recv_many(&mut batch, BATCH).await > 0 {
-        if (MANY..BATCH).contains(&batch.len()) {
+        // After many, the first of the next ones often comes alone, and its transaction would keep them waiting.
+        many |= batch.len() >= MANY;
+        if many && batch.len() < BATCH {
             tokio::time::sleep(GATHER).await;
             while batch.len() < BATCH
                 && let Ok(finish) = ended.try_recv()
@@ -53,6 +56,7 @@ pub(crate) async fn finish_runs(
                 batch.push(finish);
             }
         }
+        many = batch.len() >= MANY;
         failpoint::hit("finish.before").await;
         let (plain, special): (Vec<_>, Vec<_>) =
             batch.drain(..).partition(|finish| is_plain(&kinds, finish));

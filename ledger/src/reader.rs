@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::Admitter;
+use crate::admission::Aside;
 use crate::admission::direct::{Taken, Tried, admit_to};
 use crate::claim::{Claimant, claim, queued};
 use crate::engine::Identity;
@@ -69,19 +70,26 @@ impl QueueReader {
     pub(crate) async fn run(mut self) {
         let mut redis_away: Option<Instant> = None;
         let mut backlog = true;
-        while let Some(mut permits) = self.free_permits().await {
+        let mut aside = None;
+        while let Some(mut permits) = self.next_permits(&mut aside).await {
             if backlog && self.looked.elapsed() <= self.unhinted_after {
                 permits = self.gather(permits).await;
                 if self.stop.is_cancelled() || self.identity.is_draining() {
                     continue;
                 }
                 if permits.num_permits() >= self.many {
+                    aside.get_or_insert_with(|| self.admitter.step_aside(&self.queue));
                     backlog = self.take_ready(permits).await;
+                    if !backlog {
+                        aside = None;
+                    }
                     continue;
                 }
                 backlog = false;
                 self.admitter.poke(&self.queue);
             }
+            // What follows takes what was admitted.
+            aside = None;
             let most = permits.num_permits();
             let delivered = if redis_away.is_some_and(|since| since.elapsed() < LOOK_FOR_REDIS) {
                 self.wait_for_fallback().await;
@@ -120,6 +128,17 @@ impl QueueReader {
         if let Err(error) = self.hints.leave().await {
             tracing::debug!(queue = self.queue, %error, "the consumer stays in its group until the next start");
         }
+    }
+
+    /// As [`Self::free_permits`]; where none gets free in a moment, others may be served meanwhile.
+    async fn next_permits(&self, aside: &mut Option<Aside>) -> Option<OwnedSemaphorePermit> {
+        if aside.is_some() {
+            if let Ok(permits) = timeout(GATHER, self.free_permits()).await {
+                return permits;
+            }
+            *aside = None;
+        }
+        self.free_permits().await
     }
 
     /// Waits for one free permit and takes along what else is free; `None` once it is time to stop.

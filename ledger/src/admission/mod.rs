@@ -6,7 +6,7 @@
 //! Modes, holds and limits close or narrow the room; [`mod@pick`] fills it, with jobs that [`fairness`] chooses.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use longshore_base::{JobId, failpoint};
@@ -42,6 +42,8 @@ struct Inner {
     pool: PgPool,
     hints: Hints,
     queues: Mutex<HashMap<String, Arc<Notify>>>,
+    /// Queues whose reader in this process takes what is ready by itself: see [`Admitter::step_aside`].
+    direct: Mutex<HashSet<String>>,
     /// Queues whose last pass found limits: there the end of a run makes room.
     limited: Mutex<HashSet<String>>,
     stop: CancellationToken,
@@ -56,6 +58,7 @@ impl Admitter {
                 pool,
                 hints,
                 queues: Mutex::default(),
+                direct: Mutex::default(),
                 limited: Mutex::default(),
                 stop,
             }),
@@ -99,6 +102,16 @@ impl Admitter {
         ));
     }
 
+    /// Admits nothing on this queue while the answer lives: its reader does, for itself, and a pass between two of its own
+    /// would make it wait, then write twice what is to run at once. Its end is a poke, for what was ignored meanwhile.
+    pub(crate) fn step_aside(&self, queue: &str) -> Aside {
+        self.inner.direct().insert(queue.to_owned());
+        Aside {
+            admitter: self.clone(),
+            queue: queue.to_owned(),
+        }
+    }
+
     /// Tells all workers that running jobs may have been asked to stop; to be called after that was committed. Returns
     /// at once. A poke that gets lost costs no more than the time until they look by themselves.
     pub fn poke_cancels(&self) {
@@ -107,7 +120,24 @@ impl Admitter {
     }
 }
 
+/// While it lives, pokes of a queue are ignored.
+pub(crate) struct Aside {
+    admitter: Admitter,
+    queue: String,
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.admitter.inner.direct().remove(&self.queue);
+        self.admitter.poke(&self.queue);
+    }
+}
+
 impl Inner {
+    fn direct(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note_limited(&self, queue: &str, is_limited: bool) {
         let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
         if is_limited {
@@ -131,7 +161,7 @@ async fn admit_when_poked(inner: Arc<Inner>, queue: String, wake: Arc<Notify>) {
             () = inner.stop.cancelled() => return,
             () = wake.notified() => {}
         }
-        loop {
+        while !inner.direct().contains(&queue) {
             match admit(&inner.pool, &queue).await {
                 Ok(pass) => {
                     let more = pass.more;
