@@ -156,6 +156,7 @@ pub(crate) struct Client {
     http: reqwest::Client,
     address: String,
     token: Option<Secret<String>>,
+    org_id: Option<String>,
 }
 
 impl Client {
@@ -185,6 +186,7 @@ impl Client {
             http,
             address,
             token,
+            org_id: settings.org_id.clone(),
         })
     }
 
@@ -295,7 +297,10 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.address));
+        let mut request = self.http.request(method, format!("{}{path}", self.address));
+        if let Some(org_id) = &self.org_id {
+            request = request.header("X-Longshore-Org-Id", org_id);
+        }
         match &self.token {
             Some(token) => request.bearer_auth(token.expose()),
             None => request,

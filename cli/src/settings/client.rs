@@ -24,6 +24,10 @@ pub(crate) struct ClientSettings {
     )]
     pub(crate) token: Option<String>,
 
+    /// The hosted organisation that the server serves, if it serves one.
+    #[arg(id = "server-org", long = "org-id", env = "LONGSHORE_ORG_ID", value_name = "ID", value_parser = super::parse::org_id, global = true)]
+    pub(crate) org_id: Option<String>,
+
     /// Data directory of a `longshore up` on this machine.
     #[arg(
         id = "server-data",
