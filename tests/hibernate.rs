@@ -1,10 +1,17 @@
-//! Hibernation and waking, with real containers.
+//! Hibernation and waking, with real containers and on instances.
 
 use std::time::Duration;
 
-use longshore_tests::{NewWorker, PATIENCE, TestApp, needs_docker, wait_until};
+use longshore_tests::{Builder, NewWorker, PATIENCE, TestApp, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+
+on_both_backends! {
+    a_hibernated_workspace_wakes_on_a_message,
+    a_busy_workspace_is_hibernated_only_by_force,
+    a_workspace_that_is_idle_for_its_minutes_is_sent_to_sleep,
+    a_claim_whose_stop_was_lost_is_stopped_after_all,
+}
 
 fn message() -> Value {
     json!({
@@ -21,17 +28,15 @@ async fn next_worker(app: &mut TestApp) {
     app.workers[0] = app.start_worker(NewWorker::default()).await;
 }
 
-#[tokio::test]
-async fn a_hibernated_workspace_wakes_on_a_message() {
-    needs_docker!();
-    let app = TestApp::start().await;
+async fn a_hibernated_workspace_wakes_on_a_message(place: Builder) {
+    let app = place.start().await;
     let (id, _) = app.create("sleepy", json!({})).await;
     app.until_up(&id, PATIENCE).await;
     let volumes = app.engine().volume_names().await;
     let path = format!("/workspaces/{id}/hibernate");
     let hibernated = app.admin().post(&path, &Value::Null).await.expect(200);
     assert_eq!(hibernated["status"], "hibernated");
-    assert!(app.engine().containers_of(&id).await.is_empty());
+    assert!(app.remains(&id).await.is_empty());
     assert_eq!(app.engine().volume_names().await, volumes);
     let entry = app.entry(&id).await;
     assert_eq!(
@@ -56,10 +61,8 @@ async fn a_hibernated_workspace_wakes_on_a_message() {
     assert_eq!(app.engine().volume_names().await, volumes);
 }
 
-#[tokio::test]
-async fn a_busy_workspace_is_hibernated_only_by_force() {
-    needs_docker!();
-    let app = TestApp::start().await;
+async fn a_busy_workspace_is_hibernated_only_by_force(place: Builder) {
+    let app = place.start().await;
     let quiet = json!({ "secrets": { "AGENT_HEARTBEAT_SECONDS": "3600" } });
     let (id, _) = app.create("busy", quiet).await;
     app.until_up(&id, PATIENCE).await;
@@ -79,13 +82,11 @@ async fn a_busy_workspace_is_hibernated_only_by_force() {
         forced.status.success() && said.contains("hibernated"),
         "{said}"
     );
-    assert!(app.engine().containers_of(&id).await.is_empty());
+    assert!(app.remains(&id).await.is_empty());
 }
 
-#[tokio::test]
-async fn a_workspace_that_is_idle_for_its_minutes_is_sent_to_sleep() {
-    needs_docker!();
-    let mut app = TestApp::start().await;
+async fn a_workspace_that_is_idle_for_its_minutes_is_sent_to_sleep(place: Builder) {
+    let mut app = place.start().await;
     // Their beats are this test's.
     let quiet = json!({ "secrets": { "AGENT_HEARTBEAT_SECONDS": "3600" } });
     let (idle, _) = app.create("idle", quiet.clone()).await;
@@ -102,14 +103,12 @@ async fn a_workspace_that_is_idle_for_its_minutes_is_sent_to_sleep() {
     app.advance(Duration::from_secs(61)).await;
     next_worker(&mut app).await;
     app.until_status(&idle, "hibernated", PATIENCE).await;
-    assert!(app.engine().containers_of(&idle).await.is_empty());
+    assert!(app.remains(&idle).await.is_empty());
     assert_eq!(app.entry(&busy).await["status"], "online");
 }
 
-#[tokio::test]
-async fn a_claim_whose_stop_was_lost_is_stopped_after_all() {
-    needs_docker!();
-    let mut app = TestApp::start().await;
+async fn a_claim_whose_stop_was_lost_is_stopped_after_all(place: Builder) {
+    let mut app = place.start().await;
     let (id, _) = app.create("stuck", json!({})).await;
     app.until_up(&id, PATIENCE).await;
     let hold = json!({ "scope": "kind", "value": "stop", "mode": "pause" });
@@ -126,12 +125,12 @@ async fn a_claim_whose_stop_was_lost_is_stopped_after_all() {
     app.advance(Duration::from_secs(301)).await;
     next_worker(&mut app).await;
     app.until_status(&id, "hibernated", PATIENCE).await;
-    wait_until("the container to go", PATIENCE, || async {
-        let containers = app.engine().containers_of(&id).await;
-        if containers.is_empty() {
+    wait_until("what ran to go", PATIENCE, || async {
+        let remains = app.remains(&id).await;
+        if remains.is_empty() {
             Ok(())
         } else {
-            Err(format!("{containers:?}"))
+            Err(format!("{remains:?}"))
         }
     })
     .await;

@@ -2,6 +2,31 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+/// Makes two tests of each function: with containers of the machine's engine, and with instances of a control plane that
+/// takes its time.
+macro_rules! on_both_backends {
+    ($($test:ident,)*) => {
+        mod docker {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    longshore_tests::needs_docker!();
+                    Box::pin(super::$test(longshore_tests::TestApp::build())).await;
+                }
+            )*
+        }
+        mod remote {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    longshore_tests::needs_docker!();
+                    Box::pin(super::$test(crate::remote::hosted(&["--latency-ms", "50"]))).await;
+                }
+            )*
+        }
+    };
+}
+
 mod bad_input;
 mod burst;
 mod cli;

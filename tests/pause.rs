@@ -1,17 +1,21 @@
-//! Pause and resume, with real containers.
+//! Pause and resume, with real containers and on instances.
 
 use std::time::Duration;
 
-use longshore_tests::{EngineSwitch, PATIENCE, TestApp, needs_docker, wait_until};
+use longshore_tests::{Builder, NewWorker, PATIENCE, TestApp, wait_until};
 use serde_json::{Value, json};
 
-/// From the engine's return to the end of a stop that was tried some times without it.
+/// From the backend's return to the end of a stop that was tried some times without it.
 const BACK: Duration = Duration::from_secs(60);
 
-#[tokio::test]
-async fn a_paused_workspace_is_stopped_keeps_its_files_and_comes_back() {
-    needs_docker!();
-    let app = TestApp::start().await;
+on_both_backends! {
+    a_paused_workspace_is_stopped_keeps_its_files_and_comes_back,
+    a_pause_in_the_middle_of_a_start_takes_down_what_was_begun,
+    a_pause_waits_for_a_backend_that_is_away_and_says_what_may_still_run,
+}
+
+async fn a_paused_workspace_is_stopped_keeps_its_files_and_comes_back(place: Builder) {
+    let app = place.start().await;
     let (root, _) = app.create("root", json!({})).await;
     let (child, _) = app.create("child", json!({ "parent_id": root })).await;
     for id in [&root, &child] {
@@ -32,7 +36,7 @@ async fn a_paused_workspace_is_stopped_keeps_its_files_and_comes_back() {
             .await;
     }
     for id in [&root, &child] {
-        assert!(app.engine().containers_of(id).await.is_empty());
+        assert!(app.remains(id).await.is_empty());
         assert_eq!(app.entry(id).await["status"], "paused");
         assert_eq!(
             app.event_names(id).await.last().unwrap(),
@@ -77,21 +81,19 @@ async fn a_paused_workspace_is_stopped_keeps_its_files_and_comes_back() {
     assert_eq!(app.engine().volume_names().await, volumes);
 }
 
-#[tokio::test]
-async fn a_pause_in_the_middle_of_a_start_takes_down_what_was_begun() {
-    needs_docker!();
+async fn a_pause_in_the_middle_of_a_start_takes_down_what_was_begun(place: Builder) {
     let gate = tempfile::tempdir().unwrap();
     let open = gate.path().join("open");
-    let waiting = longshore_tests::NewWorker::default()
-        .failpoint("docker.after_create", &format!("gate:{}", open.display()));
-    let app = TestApp::build().workers([waiting]).start().await;
+    let waiting =
+        NewWorker::default().failpoint(place.when_made(), &format!("gate:{}", open.display()));
+    let app = place.workers([waiting]).start().await;
     let (id, job) = app.create("half-way", json!({})).await;
     wait_until("the container to be made", PATIENCE, || async {
-        let containers = app.engine().containers_of(&id).await;
-        if containers.len() == 1 {
-            Ok(())
+        let made = app.remains(&id).await;
+        if made.is_empty() {
+            Err(app.job(&job).await.to_string())
         } else {
-            Err(format!("{containers:?}"))
+            Ok(())
         }
     })
     .await;
@@ -107,35 +109,20 @@ async fn a_pause_in_the_middle_of_a_start_takes_down_what_was_begun() {
         matches!(ended["state"].as_str(), Some("superseded" | "cancelled")),
         "{ended}"
     );
-    assert!(app.engine().containers_of(&id).await.is_empty());
+    assert!(app.remains(&id).await.is_empty());
     assert_eq!(app.entry(&id).await["status"], "paused");
 }
 
-#[tokio::test]
-async fn a_pause_waits_for_an_engine_that_is_away_and_says_what_may_still_run() {
-    needs_docker!();
-    let mut switch = EngineSwitch::on();
-    let app = TestApp::build()
-        .setting("DOCKER_HOST", &switch.host())
-        .start()
-        .await;
+async fn a_pause_waits_for_a_backend_that_is_away_and_says_what_may_still_run(place: Builder) {
+    let mut app = place.to_be_cut_off().start().await;
     let (id, _) = app.create("unreachable", json!({})).await;
     app.until_up(&id, PATIENCE).await;
-    switch.turn_off();
+    app.cut_off().await;
     let path = format!("/workspaces/{id}/pause");
     let paused = app.admin().post(&path, &Value::Null).await.expect(200);
     let job = paused["job_id"].as_str().unwrap();
-    let leak = || async {
-        let found: Option<(String, String)> =
-            sqlx::query_as("SELECT source, state FROM leaks WHERE workspace_id = $1::uuid")
-                .bind(&id)
-                .fetch_optional(app.pool())
-                .await
-                .unwrap();
-        found
-    };
     wait_until("the leak to be suspected", PATIENCE, || async {
-        match leak().await {
+        match leak(&app, &id).await {
             Some((source, state))
                 if (source.as_str(), state.as_str()) == ("pause", "suspected") =>
             {
@@ -146,8 +133,20 @@ async fn a_pause_waits_for_an_engine_that_is_away_and_says_what_may_still_run() 
     })
     .await;
     assert_eq!(app.entry(&id).await["status"], "paused");
-    switch.turn_on();
+    app.reconnect().await;
     app.until_job(job, "succeeded", BACK).await;
-    assert!(app.engine().containers_of(&id).await.is_empty());
-    assert_eq!(leak().await, Some(("pause".to_owned(), "gone".to_owned())));
+    assert!(app.remains(&id).await.is_empty());
+    assert_eq!(
+        leak(&app, &id).await,
+        Some(("pause".to_owned(), "gone".to_owned()))
+    );
+}
+
+/// The source and the state of what a workspace has left behind.
+async fn leak(app: &TestApp, id: &str) -> Option<(String, String)> {
+    sqlx::query_as("SELECT source, state FROM leaks WHERE workspace_id = $1::uuid")
+        .bind(id)
+        .fetch_optional(app.pool())
+        .await
+        .unwrap()
 }

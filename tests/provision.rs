@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use longshore_tests::{
-    EventStream, NewWorker, PATIENCE, Socket, TestApp, needs_docker, wait_until,
+    Builder, EventStream, NewWorker, PATIENCE, Socket, TestApp, needs_docker, wait_until,
 };
 use serde_json::{Value, json};
 
 /// What is promised from the POST to `online` with the image present.
 const SOON: Duration = Duration::from_secs(5);
+
+on_both_backends! {
+    a_start_that_fails_says_why_and_succeeds_once_it_can,
+    deleting_stops_what_runs_and_ends_the_token,
+}
 
 #[tokio::test]
 async fn a_workspace_goes_from_a_post_to_an_agent_that_answers() {
@@ -33,7 +38,7 @@ async fn a_workspace_goes_from_a_post_to_an_agent_that_answers() {
     assert_eq!((&done["attempt"], &done["crashes"]), (&json!(0), &json!(0)));
     assert_eq!(done["progress"]["step"], "started");
     assert_eq!(done["errors"], json!([]));
-    let container = app.container_in_row(&id).await.unwrap();
+    let container = app.home_in_row(&id).await.unwrap();
     assert_eq!(done["result"]["container_id"], container.as_str());
 
     for event in ["WORKSPACE_PROVISIONING", "WORKSPACE_ONLINE"] {
@@ -156,10 +161,8 @@ async fn what_an_agent_writes_can_be_read_without_its_secrets() {
     assert!(!whole.is_empty() && whole.iter().all(|row| !row.contains(secret)));
 }
 
-#[tokio::test]
-async fn deleting_stops_the_container_and_ends_the_token() {
-    needs_docker!();
-    let app = TestApp::start().await;
+async fn deleting_stops_what_runs_and_ends_the_token(place: Builder) {
+    let app = place.start().await;
     let (id, _) = app.create("short-lived", json!({})).await;
     app.until_up(&id, PATIENCE).await;
     let agent = app.agent(&id).await;
@@ -170,7 +173,7 @@ async fn deleting_stops_the_container_and_ends_the_token() {
     let job = deleted.json()["job_id"].as_str().unwrap().to_owned();
     assert_eq!(deleted.location, format!("/jobs/{job}"));
     app.until_job(&job, "succeeded", PATIENCE).await;
-    assert!(app.engine().containers_of(&id).await.is_empty());
+    assert!(app.remains(&id).await.is_empty());
 
     let beat = json!({ "workspace_id": id });
     let refused = agent.post("/registry/heartbeat", &beat).await;
@@ -179,4 +182,25 @@ async fn deleting_stops_the_container_and_ends_the_token() {
     assert_eq!(names.last().unwrap(), "WORKSPACE_REMOVED");
     let gone = app.admin().get(&format!("/workspaces/{id}")).await;
     assert!(matches!(gone.status, 404 | 410), "{}", gone.text());
+}
+
+async fn a_start_that_fails_says_why_and_succeeds_once_it_can(place: Builder) {
+    let mut app = place.to_be_cut_off().start().await;
+    app.cut_off().await;
+    let (id, job) = app.create("too-early", json!({})).await;
+    let entry = app.until_status(&id, "failed", PATIENCE).await;
+    assert_ne!(entry["last_sample_error"], "", "{entry}");
+    let dead = app.until_job(&job, "dead", PATIENCE).await;
+    assert_eq!(dead["last_error"], entry["last_sample_error"]);
+    let told = ["WORKSPACE_PROVISIONING", "WORKSPACE_PROVISION_FAILED"];
+    assert_eq!(app.event_names(&id).await, told);
+    assert!(app.remains(&id).await.is_empty());
+
+    app.reconnect().await;
+    let path = format!("/jobs/{job}/retry");
+    let again = app.admin().post(&path, &json!({})).await;
+    assert_eq!(again.status, 202, "{}", again.text());
+    app.until_job(&job, "succeeded", PATIENCE).await;
+    app.until_up(&id, PATIENCE).await;
+    app.assert_whole(&id).await;
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use longshore_tests::{
-    EngineSwitch, NewWorker, PATIENCE, RecordingStub, TestApp, needs_docker, wait_until,
-};
+use futures_util::future::join_all;
+use longshore_tests::{Builder, NewWorker, PATIENCE, RecordingStub, TestApp, wait_until};
 use serde_json::{Value, json};
 
-/// From the engine's return to the end of a purge that waits for it.
+/// From the backend's return to the end of a purge that waits for it.
 const BACK: Duration = Duration::from_secs(60);
 /// Ten seconds of silence of a dead worker, and what is around them.
 const TAKEN_OVER: Duration = Duration::from_secs(30);
@@ -24,6 +23,16 @@ const STATUSES: [&str; 10] = [
     "hibernating",
     "awaiting_agent",
 ];
+
+on_both_backends! {
+    a_purge_leaves_the_events_and_nothing_else,
+    whatever_status_a_workspace_has_a_purge_takes_down_what_runs,
+    a_purge_that_comes_when_a_start_is_all_but_over_takes_down_what_it_started,
+    a_purge_waits_for_a_backend_that_is_away_and_ends_when_it_is_back,
+    a_crash_when_the_purge_is_entered,
+    a_crash_when_everything_is_taken_down,
+    a_crash_when_the_rows_are_deleted,
+}
 
 async fn is_gone(app: &TestApp, id: &str) {
     let path = format!("/workspaces/{id}?include_removed=true");
@@ -45,11 +54,9 @@ fn namespace_calls(ids: &[&String]) -> Vec<String> {
     calls
 }
 
-#[tokio::test]
-async fn a_purge_leaves_the_events_and_nothing_else() {
-    needs_docker!();
+async fn a_purge_leaves_the_events_and_nothing_else(place: Builder) {
     let memory = RecordingStub::answering("204 No Content").await;
-    let app = TestApp::build()
+    let app = place
         .setting("MEMORY_PLUGIN_URL", &memory.url())
         .start()
         .await;
@@ -71,7 +78,11 @@ async fn a_purge_leaves_the_events_and_nothing_else() {
             .filter(|name| name.contains(&id[..12]))
             .count()
     };
-    assert!(of(&earlier) == 1 && of(&root) > 1, "{volumes:?}");
+    if app.is_hosted() {
+        assert_eq!(volumes, [""; 0], "instances have none");
+    } else {
+        assert!(of(&earlier) == 1 && of(&root) > 1, "{volumes:?}");
+    }
     assert_eq!(memory.seen(), [""; 0]);
 
     let path = format!("/workspaces/{root}?confirm=true&purge=true");
@@ -87,7 +98,7 @@ async fn a_purge_leaves_the_events_and_nothing_else() {
     );
     for id in [&root, &child, &earlier] {
         is_gone(&app, id).await;
-        assert!(app.engine().containers_of(id).await.is_empty());
+        assert!(app.remains(id).await.is_empty());
         let names = app.event_names(id).await;
         assert_eq!(names.last().unwrap(), "WORKSPACE_REMOVED");
     }
@@ -146,20 +157,59 @@ async fn a_workspace_in_any_status_can_be_deleted_and_purged() {
     );
 }
 
-#[tokio::test]
-async fn a_purge_waits_for_an_engine_that_is_away_and_ends_when_it_is_back() {
-    needs_docker!();
-    let mut switch = EngineSwitch::on();
-    let app = TestApp::build()
-        .setting("DOCKER_HOST", &switch.host())
-        .start()
-        .await;
+async fn whatever_status_a_workspace_has_a_purge_takes_down_what_runs(place: Builder) {
+    let app = place.start().await;
+    let created = join_all(STATUSES.map(|status| app.create(status, json!({})))).await;
+    for ((id, job), status) in created.iter().zip(STATUSES) {
+        app.until_job(job, "succeeded", PATIENCE).await;
+        app.until_up(id, PATIENCE).await;
+        app.write_status_directly(id, status).await;
+        let path = format!("/workspaces/{id}?purge=true");
+        let purged = app.admin().delete(&path).await.expect(200);
+        assert_eq!(purged["status"], "purged", "{status}");
+        is_gone(&app, id).await;
+        assert!(app.remains(id).await.is_empty(), "{status}");
+    }
+    assert_eq!(app.engine().volume_names().await, [""; 0]);
+}
+
+async fn a_purge_that_comes_when_a_start_is_all_but_over_takes_down_what_it_started(
+    place: Builder,
+) {
+    let gates = tempfile::tempdir().unwrap();
+    let gate = gates.path().join("go-on");
+    let slow =
+        NewWorker::default().failpoint("provision.persisted", &format!("gate:{}", gate.display()));
+    let app = place.workers([slow]).start().await;
+    let (id, _) = app.create("overtaken", json!({})).await;
+    app.until_up(&id, PATIENCE).await;
+    let admin = app.admin();
+    let path = format!("/workspaces/{id}?purge=true");
+    let asking = tokio::spawn(async move { admin.delete(&path).await });
+    wait_until("the purge to be asked for", PATIENCE, || async {
+        let job = purge_job(&app).await;
+        if job.is_null() {
+            Err("no job".to_owned())
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    std::fs::write(&gate, "").unwrap();
+    let purged = asking.await.unwrap().expect(200);
+    assert_eq!(purged["status"], "purged");
+    is_gone(&app, &id).await;
+    assert!(app.remains(&id).await.is_empty());
+}
+
+async fn a_purge_waits_for_a_backend_that_is_away_and_ends_when_it_is_back(place: Builder) {
+    let mut app = place.to_be_cut_off().start().await;
     let (root, _) = app.create("root", json!({})).await;
     let (child, _) = app.create("child", json!({ "parent_id": root })).await;
     for id in [&root, &child] {
         app.until_up(id, PATIENCE).await;
     }
-    switch.turn_off();
+    app.cut_off().await;
 
     let path = format!("/workspaces/{root}?confirm=true&purge=true");
     // A client that repeats what failed is told how it stands, each time anew.
@@ -201,13 +251,13 @@ async fn a_purge_waits_for_an_engine_that_is_away_and_ends_when_it_is_back() {
         "removed"
     );
 
-    switch.turn_on();
+    app.reconnect().await;
     let job = job["id"].as_str().unwrap();
     app.until_job(job, "succeeded", BACK).await;
     for id in [&root, &child] {
         is_gone(&app, id).await;
+        assert!(app.remains(id).await.is_empty());
     }
-    assert!(app.engine().containers().await.is_empty());
     assert_eq!(app.engine().volume_names().await, [""; 0]);
 }
 
@@ -230,28 +280,22 @@ async fn a_memory_plugin_that_fails_changes_nothing() {
     assert_eq!(job["result"]["namespaces"]["not_forgotten"], json!([id]));
 }
 
-#[tokio::test]
-async fn a_crash_when_the_purge_is_entered() {
-    needs_docker!();
-    Box::pin(survives_a_crash_at("purge.entered")).await;
+async fn a_crash_when_the_purge_is_entered(place: Builder) {
+    Box::pin(survives_a_crash_at(place, "purge.entered")).await;
 }
 
-#[tokio::test]
-async fn a_crash_when_everything_is_taken_down() {
-    needs_docker!();
-    Box::pin(survives_a_crash_at("purge.taken_down")).await;
+async fn a_crash_when_everything_is_taken_down(place: Builder) {
+    Box::pin(survives_a_crash_at(place, "purge.taken_down")).await;
 }
 
-#[tokio::test]
-async fn a_crash_when_the_rows_are_deleted() {
-    needs_docker!();
-    Box::pin(survives_a_crash_at("purge.rows_deleted")).await;
+async fn a_crash_when_the_rows_are_deleted(place: Builder) {
+    Box::pin(survives_a_crash_at(place, "purge.rows_deleted")).await;
 }
 
-async fn survives_a_crash_at(point: &str) {
+async fn survives_a_crash_at(place: Builder, point: &str) {
     let memory = RecordingStub::answering("204 No Content").await;
     let dying = NewWorker::default().failpoint(&format!("{point}*1"), "die");
-    let mut app = TestApp::build()
+    let mut app = place
         .setting("MEMORY_PLUGIN_URL", &memory.url())
         .workers([dying])
         .start()
@@ -260,16 +304,20 @@ async fn survives_a_crash_at(point: &str) {
     app.until_up(&id, PATIENCE).await;
     let admin = app.admin();
     let path = format!("/workspaces/{id}?purge=true");
-    let asking = tokio::spawn(async move { admin.delete(&path).await });
+    let asking = tokio::spawn(async move {
+        let answer = admin.delete(&path).await;
+        // Here, so that it is told even if nobody comes to wait for it.
+        assert!(matches!(answer.status, 200 | 202), "{}", answer.text());
+        answer
+    });
     app.workers[0].died(PATIENCE).await;
     let _successor = app.start_worker(NewWorker::default()).await;
     let answer = asking.await.unwrap();
-    assert!(matches!(answer.status, 200 | 202), "{}", answer.text());
     let job = answer.json()["job_id"].as_str().unwrap().to_owned();
     let job = app.until_job(&job, "succeeded", TAKEN_OVER).await;
     assert_eq!(job["crashes"], 1, "{job}");
     is_gone(&app, &id).await;
-    assert!(app.engine().containers().await.is_empty());
+    assert!(app.remains(&id).await.is_empty());
     assert_eq!(app.engine().volume_names().await, [""; 0]);
     assert_eq!(memory.seen(), namespace_calls(&[&id]));
 }

@@ -11,17 +11,9 @@ const SIMULATION: &str = env!("CARGO_BIN_EXE_longshore-cp-sim");
 /// How every failure of the simulation that has something to say begins.
 const LOUD: &str = "the-words-of-the-control-plane";
 
-fn hosted(flags: &[&str]) -> Builder {
+/// On instances of a simulated control plane, started with these flags.
+pub(crate) fn hosted(flags: &[&str]) -> Builder {
     TestApp::build().control_plane(SIMULATION, flags)
-}
-
-/// What the row says is its instance. No answer tells it.
-async fn instance_in_row(app: &TestApp, workspace: &str) -> Option<String> {
-    sqlx::query_scalar("SELECT instance_id FROM workspaces WHERE id = $1::uuid")
-        .bind(workspace)
-        .fetch_one(app.pool())
-        .await
-        .unwrap()
 }
 
 /// Waits until a workspace is online on the one instance it has, which its row names.
@@ -29,7 +21,7 @@ async fn until_up(app: &TestApp, workspace: &str) -> String {
     app.until_status(workspace, "online", PATIENCE).await;
     let what = format!("the instance of {workspace} to be the row's");
     wait_until(&what, PATIENCE, || async {
-        let row = instance_in_row(app, workspace).await;
+        let row = app.home_in_row(workspace).await;
         let running = app.control_plane().instances(workspace).await;
         match (&row, running.as_slice()) {
             (Some(row), [one]) if row == one => Ok(row.clone()),
@@ -119,7 +111,7 @@ async fn a_workspace_on_an_instance_comes_up_answers_and_goes() {
     assert!(matches!(deleted.status, 200 | 202), "{}", deleted.text());
     wait_until("the instance to be gone", PATIENCE, || async {
         let running = app.control_plane().instances(&id).await;
-        let row = instance_in_row(&app, &id).await;
+        let row = app.home_in_row(&id).await;
         if running.is_empty() && row.is_none() {
             Ok(())
         } else {
@@ -254,14 +246,14 @@ async fn a_stop_that_is_answered_500_is_repeated_until_it_succeeds() {
     })
     .await;
     // Still on file, or nobody could stop it any more.
-    assert_eq!(instance_in_row(&app, &id).await, Some(instance.clone()));
+    assert_eq!(app.home_in_row(&id).await, Some(instance.clone()));
     assert_nothing_was_passed_on(&app, &id).await;
     assert!(app.workers[0].log().contains(LOUD));
 
     app.control_plane().set_faults(&json!({ "stops": 0 })).await;
     wait_until("the instance to be gone", PATIENCE, || async {
         let running = app.control_plane().instances(&id).await;
-        let row = instance_in_row(&app, &id).await;
+        let row = app.home_in_row(&id).await;
         if running.is_empty() && row.is_none() {
             Ok(())
         } else {
@@ -273,7 +265,7 @@ async fn a_stop_that_is_answered_500_is_repeated_until_it_succeeds() {
 }
 
 /// Past the limit of a call, after which nobody can be answered any more.
-const CERTAIN: Duration = Duration::from_secs(121);
+pub(crate) const CERTAIN: Duration = Duration::from_secs(121);
 
 #[tokio::test]
 async fn a_worker_that_dies_before_it_notes_its_instance_leaves_no_second_one() {
@@ -283,7 +275,7 @@ async fn a_worker_that_dies_before_it_notes_its_instance_leaves_no_second_one() 
     let (id, job) = app.create("unlucky", json!({})).await;
     app.workers[0].died(PATIENCE).await;
     let first = app.control_plane().instances(&id).await;
-    assert_eq!((first.len(), instance_in_row(&app, &id).await), (1, None));
+    assert_eq!((first.len(), app.home_in_row(&id).await), (1, None));
 
     let successor = app.start_worker(NewWorker::default()).await;
     app.workers.push(successor);
@@ -337,7 +329,7 @@ async fn a_control_plane_that_keeps_no_keys_leaves_a_doubt_that_is_flagged() {
         "the successor's instance to be the row's",
         PATIENCE,
         || async {
-            match instance_in_row(&app, &id).await {
+            match app.home_in_row(&id).await {
                 Some(instance) if app.control_plane().calls("start", &id).await.len() == 3 => {
                     Ok(instance)
                 }
@@ -370,7 +362,7 @@ async fn an_instance_whose_name_was_lost_is_flagged_when_its_workspace_goes() {
         }
     })
     .await;
-    assert_eq!(instance_in_row(&app, &id).await, None);
+    assert_eq!(app.home_in_row(&id).await, None);
     let deleted = app.admin().delete(&format!("/workspaces/{id}")).await;
     assert!(matches!(deleted.status, 200 | 202), "{}", deleted.text());
     assert_flagged(&app, 0, &id).await;

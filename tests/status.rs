@@ -145,7 +145,7 @@ async fn an_agent_that_crashes_is_started_again_by_the_engine() {
     let (id, job) = app.create("clumsy", crashing).await;
     app.until_job(&job, "succeeded", PATIENCE).await;
     app.until_up(&id, PATIENCE).await;
-    let container = app.container_in_row(&id).await.unwrap();
+    let container = app.home_in_row(&id).await.unwrap();
     let engine = app.engine().docker();
     wait_until("the engine to start it again", PATIENCE, || async {
         let found = engine.inspect_container(&container, None).await.unwrap();
@@ -169,7 +169,7 @@ async fn an_agent_that_crashes_is_started_again_by_the_engine() {
         }
     })
     .await;
-    let row = app.container_in_row(&id).await;
+    let row = app.home_in_row(&id).await;
     assert_eq!(row.as_deref(), Some(container.as_str()));
 }
 
@@ -180,7 +180,7 @@ async fn a_workspace_whose_container_is_gone_goes_offline_and_is_restarted() {
     let (id, job) = app.create("taken away", json!({})).await;
     app.until_job(&job, "succeeded", PATIENCE).await;
     app.until_up(&id, PATIENCE).await;
-    let container = app.container_in_row(&id).await.unwrap();
+    let container = app.home_in_row(&id).await.unwrap();
     app.engine().remove(&container).await;
     wait_until("it to be online again", SWEPT, || async {
         let names = app.event_names(&id).await;

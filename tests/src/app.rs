@@ -17,6 +17,7 @@ use crate::process::Process;
 use crate::programs::longshore;
 use crate::servers::{OwnPostgres, OwnRedis};
 use crate::stores::{Database, Redis};
+use crate::switch::EngineSwitch;
 use crate::wait::{PATIENCE, wait_until};
 
 /// A control plane: an API process, workers, and everything below them. Gone when dropped.
@@ -29,6 +30,8 @@ pub struct TestApp {
     pub(crate) engine: Option<Engine>,
     /// The control plane, where the test has one.
     pub(crate) control_plane: Option<ControlPlane>,
+    /// Before the engine, where the test takes it away.
+    pub(crate) switch: Option<EngineSwitch>,
     pub(crate) redis: Redis,
     pub(crate) redis_prefix: String,
     pub(crate) settings: BTreeMap<String, String>,
@@ -133,6 +136,7 @@ impl TestApp {
         command
             .args(arguments)
             .env("LONGSHORE_URL", self.base())
+            .envs(self.settings.get_key_value("LONGSHORE_ORG_ID"))
             .current_dir(self.place.path());
         if let Some(token) = token {
             command.env("LONGSHORE_TOKEN", token);

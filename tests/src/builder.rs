@@ -1,6 +1,7 @@
 //! What a [`TestApp`] is made of, and making it.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use longshore_base::random;
 use longshore_base::schema::MIGRATOR;
@@ -14,6 +15,7 @@ use crate::control_plane::{ControlPlane, ORG};
 use crate::engine::Engine;
 use crate::servers::OwnRedis;
 use crate::stores::{Database, Redis};
+use crate::switch::EngineSwitch;
 
 /// The default of `TEST_REDIS_URL`.
 const REDIS: &str = "redis://127.0.0.1:63790";
@@ -27,7 +29,8 @@ pub struct Builder {
     workers: Vec<NewWorker>,
     settings: Vec<(String, String)>,
     api_settings: Vec<(String, String)>,
-    control_plane: Option<(String, Vec<String>)>,
+    pub(crate) control_plane: Option<(String, Vec<String>)>,
+    may_be_cut_off: bool,
 }
 
 /// How a worker process is to be.
@@ -67,6 +70,7 @@ impl Default for Builder {
             settings: Vec::new(),
             api_settings: Vec::new(),
             control_plane: None,
+            may_be_cut_off: false,
         }
     }
 }
@@ -78,6 +82,13 @@ impl Builder {
     pub fn control_plane(mut self, program: &str, flags: &[&str]) -> Self {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         self.control_plane = Some((program.to_owned(), flags));
+        self
+    }
+
+    /// So that [`TestApp::cut_off`] can take away where workspaces run.
+    #[must_use]
+    pub fn to_be_cut_off(mut self) -> Self {
+        self.may_be_cut_off = true;
         self
     }
 
@@ -171,21 +182,21 @@ impl Builder {
         }
         let control_plane = match (&self.control_plane, &engine) {
             (Some((program, flags)), Some(engine)) => {
-                let program = (program.as_str(), flags.as_slice());
+                let mut command = Command::new(program);
+                command.args(["--image", &engine.image]).args(flags);
                 let place = place.path();
-                Some(ControlPlane::start(program, &admin_token, installation, engine, place).await)
+                Some(ControlPlane::start(command, &admin_token, installation, place).await)
             }
             (Some(_), None) => panic!("a control plane keeps its instances in an engine"),
             (None, _) => None,
         };
         if let Some(plane) = &control_plane {
-            let hosted = [
-                ("LONGSHORE_ORG_ID", ORG),
-                ("CP_PROVISION_URL", plane.url.as_str()),
-                ("LONGSHORE_CP_SHARED_SECRET", plane.bearer.as_str()),
-                ("CP_ADMIN_API_TOKEN", plane.console_bearer.as_str()),
-            ];
-            settings.extend(hosted.map(|(name, value)| (name.to_owned(), value.to_owned())));
+            settings.extend(plane.settings());
+        }
+        // A control plane can be told to fail.
+        let switch = (self.may_be_cut_off && control_plane.is_none()).then(EngineSwitch::on);
+        if let Some(switch) = &switch {
+            settings.insert("DOCKER_HOST".to_owned(), switch.host());
         }
         settings.extend(self.settings);
         let (api, port) = launch_api(&settings, &self.api_settings, 0, &place, "api").await;
@@ -204,6 +215,7 @@ impl Builder {
                 None => client(),
             },
             control_plane,
+            switch,
             redis,
             redis_prefix,
             settings,

@@ -5,6 +5,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 
+use crate::control_plane::ORG;
+
 /// Somebody who calls the API.
 #[derive(Clone)]
 pub struct Caller {
@@ -26,6 +28,12 @@ impl Caller {
     #[must_use]
     pub fn at(base: &str, bearer: Option<&str>) -> Self {
         Self::new(client(), base, bearer)
+    }
+
+    /// The same, of the organisation of every test that has one.
+    #[must_use]
+    pub fn of_organisation_at(base: &str, bearer: Option<&str>) -> Self {
+        Self::new(client_of(ORG), base, bearer)
     }
 
     /// The token of this caller.

@@ -9,7 +9,6 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::caller::{Answer, client};
-use crate::engine::Engine;
 use crate::leftovers::one_at_a_time;
 use crate::process::Process;
 use crate::wait::{PATIENCE, wait_until};
@@ -27,24 +26,25 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    pub(crate) async fn start(
-        (program, flags): (&str, &[String]),
+    /// Starts the simulation as this command, which says which image and where, for the holder of this admin token and
+    /// with its containers of this installation.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start(
+        mut command: Command,
         admin_token: &str,
         installation: Uuid,
-        engine: &Engine,
         place: &Path,
     ) -> Self {
         let (bearer, console_bearer) = (random::token(), random::token());
         // The first of them makes the network.
         let _one = one_at_a_time().await;
-        let mut command = Command::new(program);
         command
-            .args(["--image", &engine.image])
             .args(["--installation", &installation.to_string()])
             .args(["--org", ORG, "--bearer", &bearer])
             .args(["--admin-bearer", &console_bearer])
-            .args(["--tenant-token", admin_token])
-            .args(flags);
+            .args(["--tenant-token", admin_token]);
         let mut process = Process::start("control-plane", &mut command, place);
         let looked_at = std::cell::RefCell::new(&mut process);
         let port = wait_until("the control plane to listen", PATIENCE, || {
@@ -78,6 +78,18 @@ impl ControlPlane {
         &self.url
     }
 
+    /// What the processes of its organisation are given.
+    #[must_use]
+    pub fn settings(&self) -> [(String, String); 4] {
+        [
+            ("LONGSHORE_ORG_ID", ORG),
+            ("CP_PROVISION_URL", self.url.as_str()),
+            ("LONGSHORE_CP_SHARED_SECRET", self.bearer.as_str()),
+            ("CP_ADMIN_API_TOKEN", self.console_bearer.as_str()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    }
+
     /// Makes things go wrong from now on, or right again: shares from 0 to 1 of `starts`, `stops`, `statuses` and
     /// `lost_starts`, and `latency_ms`.
     pub async fn set_faults(&self, faults: &Value) {
@@ -104,12 +116,20 @@ impl ControlPlane {
 
     /// The instances of a workspace that run.
     pub async fn instances(&self, workspace: &str) -> Vec<String> {
+        let running = self.all_instances().await.into_iter();
+        running
+            .filter(|(_, of)| of == workspace)
+            .map(|(instance, _)| instance)
+            .collect()
+    }
+
+    /// All that run, each with its workspace.
+    pub async fn all_instances(&self) -> Vec<(String, String)> {
         let running = Answer::of(client().get(format!("{}/sim/instances", self.url))).await;
         let running = running.expect(200);
         let running = running.as_object().unwrap().iter();
         running
-            .filter(|(_, of)| *of == workspace)
-            .map(|(instance, _)| instance.clone())
+            .map(|(instance, of)| (instance.clone(), of.as_str().unwrap().to_owned()))
             .collect()
     }
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::image;
 use crate::leftovers::{Alive, one_at_a_time, sweep};
+use crate::wait::{PATIENCE, wait_until};
 
 /// One for all tests, kept from run to run: an engine has only some thirty subnets to give.
 const NETWORK: &str = "longshore-test-net";
@@ -169,6 +170,12 @@ impl Engine {
 
     /// A file of a container.
     pub async fn read_file(&self, container: &str, path: &str) -> String {
+        let found = self.find_file(container, path).await;
+        found.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, if it is there; else why not.
+    async fn find_file(&self, container: &str, path: &str) -> Result<String, String> {
         let options = DownloadFromContainerOptionsBuilder::default()
             .path(path)
             .build();
@@ -177,19 +184,22 @@ impl Engine {
             .download_from_container(container, Some(options))
             .try_collect()
             .await
-            .unwrap_or_else(|error| panic!("{path} of {container}: {error}"));
+            .map_err(|error| format!("{path} of {container}: {error}"))?;
         let bytes = chunks.concat();
         let mut archive = tar::Archive::new(bytes.as_slice());
         let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
         let mut text = String::new();
         entry.read_to_string(&mut text).unwrap();
-        text
+        Ok(text)
     }
 
-    /// The token an agent was given.
+    /// The token an agent was given. One on an instance has it from the answer to its registration, so a moment after it
+    /// is online.
     pub async fn token_in(&self, container: &str) -> String {
-        let text = self.read_file(container, "/configs/.auth_token").await;
-        text.trim().to_owned()
+        let text = wait_until("an agent's token", PATIENCE, || {
+            self.find_file(container, "/configs/.auth_token")
+        });
+        text.await.trim().to_owned()
     }
 
     /// Takes a container away behind the platform's back.

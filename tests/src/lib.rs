@@ -23,6 +23,7 @@ mod control_plane;
 mod engine;
 pub mod image;
 pub mod leftovers;
+mod place;
 mod process;
 mod programs;
 mod servers;

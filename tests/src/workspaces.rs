@@ -55,16 +55,16 @@ impl TestApp {
     }
 
     /// Waits until a workspace is online and the platform has written down where: an agent may be quicker to register
-    /// than the worker to note the container it has started.
+    /// than the worker to note what it has started.
     pub async fn until_up(&self, workspace: &str, deadline: Duration) -> Value {
-        let what = format!("{workspace} to be online, its container known");
+        let what = format!("{workspace} to be online, its home known");
         wait_until(&what, deadline, || async {
             let entry = self.entry(workspace).await;
-            let container = self.container_in_row(workspace).await;
-            if entry["status"] == "online" && container.is_some() {
+            let home = self.home_in_row(workspace).await;
+            if entry["status"] == "online" && home.is_some() {
                 Ok(entry)
             } else {
-                Err(format!("container {container:?} of {entry}"))
+                Err(format!("home {home:?} of {entry}"))
             }
         })
         .await
@@ -106,21 +106,26 @@ impl TestApp {
         found.unwrap_or_else(|| panic!("no text in {answer}"))
     }
 
-    /// What must hold of a workspace whose bringing-up is over, whatever happened on the way: one container, the row's;
-    /// nothing without our labels; its token works and its agent answers.
+    /// What must hold of a workspace whose bringing-up is over, whatever happened on the way: one container, the row's or
+    /// that of the row's instance; nothing without our labels; its token works and its agent answers.
     pub async fn assert_whole(&self, workspace: &str) {
         let containers = self.engine().containers_of(workspace).await;
         assert_eq!(containers.len(), 1, "one container: {containers:#?}");
         let container = &containers[0];
         assert_eq!(container.state, "running");
-        let row = self.container_in_row(workspace).await;
-        assert_eq!(
-            row.as_deref(),
-            Some(container.id.as_str()),
-            "its id is the row's"
-        );
-        let generation = self.generation_in_row(workspace).await;
-        assert_eq!(container.generation(), generation, "the row's generation");
+        let row = self.home_in_row(workspace).await;
+        if let Some(control_plane) = &self.control_plane {
+            let instances = control_plane.instances(workspace).await;
+            assert_eq!(instances, Vec::from_iter(row), "its instance is the row's");
+        } else {
+            assert_eq!(
+                row.as_deref(),
+                Some(container.id.as_str()),
+                "its id is the row's"
+            );
+            let generation = self.generation_in_row(workspace).await;
+            assert_eq!(container.generation(), generation, "the row's generation");
+        }
         let unlabelled = self.engine().unlabelled_of(workspace).await;
         assert!(unlabelled.is_empty(), "{unlabelled:?}");
         let agent = self.agent(workspace).await;
@@ -128,15 +133,6 @@ impl TestApp {
         agent.post("/registry/heartbeat", &beat).await.expect(200);
         let echo = self.say(workspace, "still there?").await;
         assert!(echo.contains("still there?"), "{echo}");
-    }
-
-    /// What the row says is its container. No answer tells it.
-    pub async fn container_in_row(&self, workspace: &str) -> Option<String> {
-        sqlx::query_scalar("SELECT container_id FROM workspaces WHERE id = $1::uuid")
-            .bind(workspace)
-            .fetch_one(self.pool())
-            .await
-            .unwrap()
     }
 
     /// The generation of the workspace's newest provision.
