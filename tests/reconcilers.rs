@@ -18,7 +18,7 @@ async fn swept() -> TestApp {
     app
 }
 
-async fn until_passed(app: &TestApp, name: &str) {
+pub(crate) async fn until_passed(app: &TestApp, name: &str) {
     wait_until(name, PATIENCE, || async {
         let answer = app.admin().get(&format!("/reconcilers/{name}")).await;
         let text = answer.text();

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 /// Makes a pass of a reconciler and answers its report.
-async fn run(app: &TestApp, name: &str) -> Value {
+pub(crate) async fn run(app: &TestApp, name: &str) -> Value {
     let path = format!("/reconcilers/{name}");
     wait_until(name, PATIENCE, || async {
         let answer = app.admin().get(&path).await;
@@ -33,7 +33,7 @@ async fn run(app: &TestApp, name: &str) -> Value {
     job["result"].clone()
 }
 
-async fn disable(app: &TestApp, name: &str) {
+pub(crate) async fn disable(app: &TestApp, name: &str) {
     let path = format!("/reconcilers/{name}/disable");
     wait_until(name, PATIENCE, || async {
         let answer = app.admin().post(&path, &json!({ "reason": "test" })).await;
@@ -46,13 +46,13 @@ async fn disable(app: &TestApp, name: &str) {
     .await;
 }
 
-async fn up(app: &TestApp, name: &str) -> String {
+pub(crate) async fn up(app: &TestApp, name: &str) -> String {
     let (id, _) = app.create(name, json!({})).await;
     app.until_up(&id, PATIENCE).await;
     id
 }
 
-async fn delete_row_directly(app: &TestApp, id: &str) {
+pub(crate) async fn delete_row_directly(app: &TestApp, id: &str) {
     sqlx::query("DELETE FROM workspaces WHERE id = $1::uuid")
         .bind(id)
         .execute(app.pool())

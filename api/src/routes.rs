@@ -280,6 +280,8 @@ pub const GUARDED_ROUTES: &[Route] = &[
     post("/workers/{name}/drain", Class::Admin, STAYS_SO).strict(&[]),
     post("/workers/{name}/undrain", Class::Admin, STAYS_SO).strict(&[]),
     route(Verb::Get, "/leaks", Class::Admin).strict(&["state", "limit", "cursor"]),
+    post("/leaks/{leak_id}/remove", Class::Admin, Keyed).strict(&[]),
+    post("/leaks/{leak_id}/keep", Class::Admin, STAYS_SO).strict(&[]),
     route(Verb::Get, "/reconcilers", Class::Admin).strict(&["limit", "cursor"]),
     route(Verb::Get, "/reconcilers/{name}", Class::Admin).strict(&["scope"]),
     post("/reconcilers/{name}/enable", Class::Admin, STAYS_SO).strict(&["scope"]),
@@ -389,6 +391,11 @@ fn read_ids(route: &'static Route, path: &str) -> ApiResult<Matched> {
                     .parse::<uuid::Uuid>()
                     .map_err(|_| ApiError::bad_request("invalid hold id"))?;
             }
+            "{leak_id}" => {
+                segment
+                    .parse::<uuid::Uuid>()
+                    .map_err(|_| ApiError::bad_request("invalid leak id"))?;
+            }
             "{token_id}" => {
                 segment
                     .parse::<uuid::Uuid>()
@@ -464,6 +471,7 @@ mod tests {
                             | "{workspace_id}"
                             | "{job_id}"
                             | "{hold_id}"
+                            | "{leak_id}"
                             | "{token_id}"
                             | "{key}"
                             | "{name}"

@@ -88,6 +88,26 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// Everything on the engine that carries this installation's and this engine's labels, whatever its name; `None` from a
+    /// backend that cannot list. An error says nothing about what is there.
+    async fn take_inventory(&self) -> Result<Option<Inventory>, BackendError> {
+        Ok(None)
+    }
+
+    /// Removes a container (with its anonymous volumes) or a volume that an inventory told of, by that id, after looking
+    /// again whose it is: what does not carry all our labels is left alone ([`BackendError::NameTaken`]), and so is a
+    /// container of a higher generation than `newest` ([`BackendError::StaleGeneration`]). Nothing there is success.
+    async fn remove_marked(
+        &self,
+        _kind: MarkedKind,
+        _id: &str,
+        _newest: i64,
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported {
+            what: "containers or volumes",
+        })
+    }
+
     /// What the container wrote, oldest line first. [`BackendError::NoContainer`] when there is none,
     /// [`BackendError::Unsupported`] where workspaces do not run in containers.
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError>;
@@ -245,6 +265,41 @@ pub struct ListedContainer {
     pub container_id: String,
     /// The workspace it is of, if this installation made it on this engine; `None`: not ours, never to be touched.
     pub workspace_id: Option<WorkspaceId>,
+}
+
+/// What an engine has of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// What carries both labels.
+    pub ours: Vec<Marked>,
+    /// How many containers and volumes have names like workspaces' and lack one of the labels: never to be touched.
+    pub strangers: usize,
+}
+
+/// A container or volume with our labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// Which of the two.
+    pub kind: MarkedKind,
+    /// The container's id, or the volume's name.
+    pub id: String,
+    /// Its name, in both cases.
+    pub name: String,
+    /// The workspace it was made for, if its label can be read.
+    pub workspace_id: Option<WorkspaceId>,
+    /// The (re)provision that made it; only containers tell, and not those that never ran an agent.
+    pub generation: Option<i64>,
+    /// It is the volume of a workspace's work, which nothing can make again.
+    pub is_work: bool,
+}
+
+/// What can carry labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MarkedKind {
+    /// A container, running or not.
+    Container,
+    /// A volume.
+    Volume,
 }
 
 /// Which volumes go.

@@ -15,9 +15,9 @@ mod selection;
 mod spec;
 
 pub use backend::{
-    Abandoned, Backend, Delivers, KeptConfig, ListedContainer, LogLine, LogSource, LogStream,
-    LogsQuery, Manner, StartWatch, Started, StartedContainer, StartedInstance, StopTarget,
-    VolumeScope, steps,
+    Abandoned, Backend, Delivers, Inventory, KeptConfig, ListedContainer, LogLine, LogSource,
+    LogStream, LogsQuery, Manner, Marked, MarkedKind, StartWatch, Started, StartedContainer,
+    StartedInstance, StopTarget, VolumeScope, steps,
 };
 pub use docker::{Docker, DockerConfig};
 pub use error::{BackendError, CallError, CallFailure};

@@ -19,7 +19,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, completions, config, holds, jobs, lifecycle, migrate, openapi, queues, reconcilers,
+    api, completions, config, holds, jobs, leaks, lifecycle, migrate, openapi, queues, reconcilers,
     secrets, top, up, worker, workers, workspaces,
 };
 use exit::Exit;
@@ -83,6 +83,8 @@ enum Command {
     Reconcilers(reconcilers::ReconcilersArgs),
     /// Let a reconciler make a pass now, or say what it would do.
     Reconcile(reconcilers::ReconcileArgs),
+    /// Look at what was left behind, remove it, or let it stay.
+    Leaks(leaks::LeaksArgs),
     /// Watch queues, workers and failures as they change.
     Top(top::TopArgs),
     /// Print a completion script for a shell.
@@ -147,6 +149,7 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Workers(args) => Box::pin(workers::run(args)).await,
             Command::Reconcilers(args) => Box::pin(reconcilers::run(args)).await,
             Command::Reconcile(args) => Box::pin(reconcilers::run_reconcile(args)).await,
+            Command::Leaks(args) => Box::pin(leaks::run(args)).await,
             Command::Top(args) => Box::pin(top::run(args)).await,
             Command::Completions(args) => Ok(completions::run(&args, definition.clone())),
         }

@@ -74,3 +74,5 @@ pub const RECONCILER_ENABLED: &str = "RECONCILER_ENABLED";
 pub const RECONCILER_DISABLED: &str = "RECONCILER_DISABLED";
 /// A blocked pass may exceed its budget: `{name, scopes, by, reason}`.
 pub const RECONCILER_APPROVED: &str = "RECONCILER_APPROVED";
+/// Something on its way had stopped moving, and was given a way out: `{reason, what, way_out}`.
+pub const STUCK: &str = "STUCK";

@@ -1,5 +1,16 @@
-//! What was to be stopped and may still run (`spec: operations` §5): a row for each thing, until it is known what became
-//! of it.
+//! What was to be stopped and may still run, or is there and nobody wants (`spec: operations` §5): a row for each thing,
+//! until it is known what became of it.
+//!
+//! ```text
+//! suspected ── seen, unwanted for long enough ─▶ confirmed ── its removal ended ─▶ removed
+//!     └────────────┴── not there: gone ── its workspace wants it: adopted ── an operator wants it: kept
+//! ```
+
+mod wanted;
+
+pub use wanted::{Claim, Thing, UnwantedInstance, Wanted, list_claims, list_unwanted_instances};
+
+use std::time::Duration;
 
 use longshore_base::ids::ordered_uuid;
 use longshore_base::{Timestamp, WorkspaceId};
@@ -10,16 +21,41 @@ use uuid::Uuid;
 
 use crate::FleetError;
 
-/// The state of what a later stop removed or did not find.
-const GONE: &str = "gone";
-
 /// What kind of thing is left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// A container of an engine.
     Container,
+    /// A volume of an engine.
+    Volume,
     /// An instance of a remote backend.
     Instance,
+}
+
+/// What became of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Its workspace wants it.
+    Adopted,
+    /// It was removed because nobody wants it.
+    Removed,
+    /// A stop removed it, or it is not there.
+    Gone,
+    /// An operator wants it to stay.
+    Kept,
+}
+
+impl Settled {
+    /// The word in rows and events.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Adopted => "adopted",
+            Self::Removed => "removed",
+            Self::Gone => "gone",
+            Self::Kept => "kept",
+        }
+    }
 }
 
 impl Resource {
@@ -28,6 +64,7 @@ impl Resource {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Container => "container",
+            Self::Volume => "volume",
             Self::Instance => "instance",
         }
     }
@@ -51,7 +88,7 @@ pub struct LeftBehind<'a> {
 /// How its stop failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedStop<'a> {
-    /// Who wanted it stopped: `restart`, `auto-restart`, `pause`, `hibernate` or `purge`.
+    /// Who wanted it stopped: `restart`, `auto-restart`, `pause`, `hibernate` or `purge`; `sweep` for what was only found.
     pub source: &'static str,
     /// How often it was tried.
     pub attempts: u32,
@@ -110,26 +147,118 @@ pub async fn resolve_leak(
     tx: &mut PgConnection,
     left: &LeftBehind<'_>,
 ) -> Result<bool, FleetError> {
-    let resolved = sqlx::query_scalar!(
-        "UPDATE leaks SET state = $4, resolved_at = longshore_now()
-         WHERE backend = $1 AND resource = $2 AND resource_id = $3 AND resolved_at IS NULL RETURNING id",
+    let open = sqlx::query_scalar!(
+        "SELECT id FROM leaks WHERE backend = $1 AND resource = $2 AND resource_id = $3 AND resolved_at IS NULL",
         left.backend,
         left.resource.as_str(),
         left.resource_id,
-        GONE,
     )
     .fetch_optional(&mut *tx)
     .await?;
-    let Some(id) = resolved else {
+    match open {
+        Some(id) => settle_leak(tx, id, Settled::Gone, None).await,
+        None => Ok(false),
+    }
+}
+
+/// Closes a row, with the event `LEAK_RESOLVED`. `by` is the operator who decided and why, where one did. False for one that
+/// is closed already.
+///
+/// # Errors
+/// [`FleetError`].
+pub async fn settle_leak(
+    tx: &mut PgConnection,
+    id: Uuid,
+    state: Settled,
+    by: Option<(&str, Option<&str>)>,
+) -> Result<bool, FleetError> {
+    let resolved = sqlx::query!(
+        r#"UPDATE leaks SET state = $2, resolved_at = longshore_now() WHERE id = $1 AND resolved_at IS NULL
+           RETURNING workspace_id AS "workspace_id: WorkspaceId""#,
+        id,
+        state.as_str(),
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(row) = resolved else {
         return Ok(false);
     };
+    let mut payload = json!({ "leak_id": id, "state": state.as_str() });
+    if let Some((by, reason)) = by {
+        payload["by"] = json!(by);
+        payload["reason"] = json!(reason);
+    }
     let event = NewEvent {
         event_type: names::LEAK_RESOLVED,
-        workspace_id: Some(left.workspace_id),
-        payload: json!({ "leak_id": id, "state": GONE }),
+        workspace_id: row.workspace_id,
+        payload,
     };
     append(tx, event).await?;
     Ok(true)
+}
+
+/// Notes that something was looked at, is there, and is to go: open from now on, also where an operator had kept it. False
+/// when it is settled in another way, or stands in another open row.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn confirm_leak(tx: &mut PgConnection, id: Uuid) -> Result<bool, FleetError> {
+    let done = sqlx::query!(
+        "UPDATE leaks l SET state = 'confirmed', resolved_at = NULL
+         WHERE id = $1 AND (resolved_at IS NULL OR state = $2)
+           AND NOT EXISTS (SELECT 1 FROM leaks o WHERE o.id <> l.id AND o.resolved_at IS NULL AND o.backend = l.backend
+                                                   AND o.resource = l.resource AND o.resource_id = l.resource_id)",
+        id,
+        Settled::Kept.as_str(),
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// A row that a sweep has to know of: open, or kept by an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownLeak {
+    /// The row.
+    pub id: Uuid,
+    /// Whose it is, if that is known.
+    pub workspace_id: Option<WorkspaceId>,
+    /// `container`, `volume` or `instance`.
+    pub resource: String,
+    /// Its id there, or its name.
+    pub resource_id: String,
+    /// It was looked at and is to go.
+    pub confirmed: bool,
+    /// An operator wants it to stay.
+    pub kept: bool,
+    /// It has been known for longer than was asked about.
+    pub is_old: bool,
+}
+
+/// The rows of a place that are open or kept, oldest first.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn list_known_leaks(
+    conn: &mut PgConnection,
+    backend: &str,
+    engine_id: &str,
+    older_than: Duration,
+) -> Result<Vec<KnownLeak>, FleetError> {
+    Ok(sqlx::query_as!(
+        KnownLeak,
+        r#"SELECT id, workspace_id AS "workspace_id: WorkspaceId", resource, resource_id, state = 'confirmed' AS "confirmed!",
+                  resolved_at IS NOT NULL AS "kept!",
+                  found_at <= (SELECT longshore_now()) - make_interval(secs => $4) AS "is_old!"
+           FROM leaks WHERE backend = $1 AND coalesce(engine_id, $2) = $2 AND (resolved_at IS NULL OR state = $3)
+           ORDER BY id"#,
+        backend,
+        engine_id,
+        Settled::Kept.as_str(),
+        older_than.as_secs_f64(),
+    )
+    .fetch_all(conn)
+    .await?)
 }
 
 /// A thing that was left behind, as operators see it.
@@ -151,6 +280,22 @@ pub struct Leak {
     pub attempts: i32,
     pub state: String,
     pub resolved_at: Option<Timestamp>,
+}
+
+/// One of them.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn find_leak(conn: &mut PgConnection, id: Uuid) -> Result<Option<Leak>, FleetError> {
+    Ok(sqlx::query_as!(
+        Leak,
+        r#"SELECT id, found_at, source, workspace_id AS "workspace_id: WorkspaceId", backend, engine_id, resource,
+                  resource_id, error, attempts, state, resolved_at
+           FROM leaks WHERE id = $1"#,
+        id,
+    )
+    .fetch_optional(conn)
+    .await?)
 }
 
 /// At most `limit` of them, newest first: those of a state or all, older than `before`.

@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use crate::images::normalise_digest;
 use crate::status::{Change, WorkspaceStatus};
 use crate::workspace::event::tell;
-use crate::workspace::{Workspace, load_workspace, lock_workspace};
+use crate::workspace::{EXTERNAL, Workspace, load_workspace, lock_workspace};
 use crate::{Fleet, FleetError};
 
 /// Stored and told when there is nothing that could run a workspace.
@@ -299,6 +299,32 @@ pub async fn fail_overdue(
         }
     }
     Ok(failed)
+}
+
+/// Workspaces that have waited to come up for so many minutes without any run having begun, with their generations. Mostly
+/// their jobs wait.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn list_unstarted(
+    conn: &mut PgConnection,
+    after_minutes: i32,
+) -> Result<Vec<(WorkspaceId, i64)>, FleetError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: WorkspaceId", provision_generation FROM workspaces
+           WHERE status = $1 AND provision_started_at IS NULL AND runtime <> $3
+             AND updated_at < (SELECT longshore_now()) - make_interval(mins => $2)
+           ORDER BY id"#,
+        WorkspaceStatus::Provisioning as WorkspaceStatus,
+        after_minutes,
+        EXTERNAL,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.id, row.provision_generation))
+        .collect())
 }
 
 async fn list_overdue(

@@ -31,7 +31,8 @@ pub struct NamedWorkspace {
     pub generation: i64,
 }
 
-/// The workspaces whose ids begin with these twelve characters, which make the names of containers. Two may share them.
+/// The workspaces whose ids begin with these twelve characters, which make the names of containers. Two may share them. Each is
+/// looked up by index, however many there are.
 ///
 /// # Errors
 /// [`FleetError::Database`].
@@ -42,7 +43,7 @@ pub async fn list_by_id12(
     Ok(sqlx::query_as!(
         NamedWorkspace,
         r#"SELECT id AS "id: WorkspaceId", status = $2 AS "removed!", provision_generation AS generation
-           FROM workspaces WHERE left(id::text, 12) = ANY($1)"#,
+           FROM workspaces WHERE left(id::text, 12) = ANY (ARRAY(SELECT unnest($1::text[])))"#,
         prefixes,
         WorkspaceStatus::Removed as WorkspaceStatus,
     )

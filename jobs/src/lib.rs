@@ -14,6 +14,7 @@ mod instances;
 pub mod place;
 pub mod provision;
 pub mod purge;
+pub mod reclaim;
 pub mod reconcile;
 pub mod registry;
 pub mod reseal;

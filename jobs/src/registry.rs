@@ -10,8 +10,8 @@ use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 
 use crate::place::{self, NOWHERE};
 use crate::{
-    Agents, bulk, conflicts, provision, purge, reconcile, reseal, restart, restart_context,
-    secret_fanout, stop,
+    Agents, bulk, conflicts, provision, purge, reclaim, reconcile, reseal, restart,
+    restart_context, secret_fanout, stop,
 };
 
 /// How much of each kind one worker does at once.
@@ -79,6 +79,12 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             hooks: None,
         })
         .with(KindSpec {
+            name: reclaim::KIND,
+            args_versions: reclaim::ARGS_VERSIONS,
+            policy: reclaim::POLICY,
+            hooks: None,
+        })
+        .with(KindSpec {
             name: reconcile::KIND,
             args_versions: reconcile::ARGS_VERSIONS,
             policy: reconcile::POLICY,
@@ -134,7 +140,12 @@ pub fn executors(
     let fanout: Arc<dyn Executor> = Arc::new(secret_fanout::SecretFanoutExecutor {
         admitter: admitter.clone(),
     });
+    let reclaim: Arc<dyn Executor> = Arc::new(reclaim::ReclaimExecutor {
+        fleet: Arc::clone(fleet),
+        backends: Arc::clone(backends),
+    });
     let ours = [
+        (reclaim::KIND, reclaim),
         (reseal::KIND, reseal),
         (secret_fanout::KIND, fanout),
         (provision::KIND, provision),
@@ -150,7 +161,14 @@ pub fn executors(
 /// The queues a worker reads, given the engine it has.
 #[must_use]
 pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
-    [provision::KIND, restart::KIND, stop::KIND, purge::KIND]
+    let placed = [
+        provision::KIND,
+        restart::KIND,
+        stop::KIND,
+        purge::KIND,
+        reclaim::KIND,
+    ];
+    placed
         .into_iter()
         .flat_map(|kind| {
             std::iter::once(NOWHERE)

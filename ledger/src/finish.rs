@@ -185,13 +185,6 @@ async fn settle(
     finish: &Finish,
     worker: &str,
 ) -> Result<Vec<String>, LedgerError> {
-    let policy = kinds.find(&live.kind).map(|kind| kind.policy);
-    let failures = live.attempt + 1;
-    let backing_off = |wait: Duration, error: &crate::JobError| GoBack {
-        delay: wait,
-        failed: Some(error.public.clone()),
-        ..GoBack::default()
-    };
     match &finish.verdict {
         Verdict::Done(result) => {
             end(
@@ -224,23 +217,9 @@ async fn settle(
             )
             .await
         }
-        Verdict::Retry(error) | Verdict::RetryAfter(error, _) if failures >= live.max_attempts => {
-            end(
-                tx,
-                kinds,
-                live,
-                End::new(Outcome::Dead, Some(error.public.clone())).failed_on(worker),
-            )
-            .await
-        }
-        Verdict::Retry(error) => {
-            let wait = policy.map_or(GIVE_BACK_DELAY, |policy| {
-                policy.backoff.wait(failures.unsigned_abs())
-            });
-            go_back(tx, kinds, live, backing_off(wait, error), worker).await
-        }
+        Verdict::Retry(error) => fail_run(tx, kinds, live, &error.public, None, worker).await,
         Verdict::RetryAfter(error, wait) => {
-            go_back(tx, kinds, live, backing_off(*wait, error), worker).await
+            fail_run(tx, kinds, live, &error.public, Some(*wait), worker).await
         }
         Verdict::Snooze(wait, _) => {
             go_back(
@@ -270,6 +249,34 @@ async fn settle(
             .await
         }
     }
+}
+
+/// Ends a locked job's run as a failed attempt: back to wait, by the kind's backoff if nothing else is said, or dead after
+/// the last one.
+pub(crate) async fn fail_run(
+    tx: &mut PgConnection,
+    kinds: &Kinds,
+    live: LiveJob,
+    error: &str,
+    wait: Option<Duration>,
+    worker: &str,
+) -> Result<Vec<String>, LedgerError> {
+    let failures = live.attempt + 1;
+    if failures >= live.max_attempts {
+        let end_of = End::new(Outcome::Dead, Some(error.to_owned())).failed_on(worker);
+        return end(tx, kinds, live, end_of).await;
+    }
+    let delay = wait.unwrap_or_else(|| {
+        kinds.find(&live.kind).map_or(GIVE_BACK_DELAY, |kind| {
+            kind.policy.backoff.wait(failures.unsigned_abs())
+        })
+    });
+    let how = GoBack {
+        delay,
+        failed: Some(error.to_owned()),
+        ..GoBack::default()
+    };
+    go_back(tx, kinds, live, how, worker).await
 }
 
 /// A live job's row, locked.

@@ -158,9 +158,19 @@ pub async fn release(pool: &PgPool, owned: Owned<'_>, worker: &str) -> Result<()
     Ok(())
 }
 
-/// Keeps what a pass saw and did and whether it was blocked, uses up what was approved, and gives the turn back.
-///
-/// `blocked` is `{reason, wanted, budget}`; since when it is so is kept from the first blocked pass on.
+/// Whether a pass held back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Block<'a> {
+    /// It did all that it is there for.
+    Free,
+    /// It wanted to destroy too much: `{reason, wanted, budget}`.
+    Blocked(&'a serde_json::Value),
+    /// It could not look: as before, and what was approved still waits.
+    Unknown,
+}
+
+/// Keeps what a pass saw and did and whether it was blocked, uses up what was approved, and gives the turn back. Since when it
+/// is blocked is kept from the first blocked pass on.
 ///
 /// # Errors
 /// [`LedgerError::Database`].
@@ -169,18 +179,25 @@ pub async fn record_pass(
     owned: Owned<'_>,
     worker: &str,
     report: &serde_json::Value,
-    blocked: Option<&serde_json::Value>,
+    block: Block<'_>,
 ) -> Result<(), LedgerError> {
+    let blocked = match block {
+        Block::Blocked(blocked) => Some(blocked),
+        Block::Free | Block::Unknown => None,
+    };
     sqlx::query!(
         r#"UPDATE reconcilers
-           SET last_pass = $4, last_pass_at = longshore_now(), approved = NULL, passing = NULL, passing_since = NULL,
-               blocked = $5::jsonb || jsonb_build_object('since', coalesce(blocked->'since', to_jsonb(longshore_now())))
+           SET last_pass = $4, last_pass_at = longshore_now(), passing = NULL, passing_since = NULL,
+               approved = CASE WHEN $6 THEN approved END,
+               blocked = CASE WHEN $6 THEN blocked ELSE
+                   $5::jsonb || jsonb_build_object('since', coalesce(blocked->'since', to_jsonb(longshore_now()))) END
            WHERE name = $1 AND scope = $2 AND passing = $3"#,
         owned.name,
         owned.scope,
         worker,
         report,
         blocked,
+        block == Block::Unknown,
     )
     .execute(tx)
     .await

@@ -5,8 +5,8 @@
 use longshore_base::schema::MIGRATOR;
 use longshore_base::testing::TestDatabase;
 use longshore_ledger::ownership::{
-    Extra, Owned, Turn, approve, list_reconcilers, list_ticks, record_pass, release, set_enabled,
-    take, take_extra,
+    Block, Extra, Owned, Turn, approve, list_reconcilers, list_ticks, record_pass, release,
+    set_enabled, take, take_extra,
 };
 use serde_json::{Value, json};
 
@@ -42,9 +42,15 @@ impl Setup {
 
     async fn record(&self, worker: &str, blocked: Option<Value>) {
         let mut conn = self.0.pool().acquire().await.unwrap();
-        record_pass(&mut conn, SWEEP, worker, &json!({}), blocked.as_ref())
-            .await
-            .unwrap();
+        record_pass(
+            &mut conn,
+            SWEEP,
+            worker,
+            &json!({}),
+            blocked.as_ref().map_or(Block::Free, Block::Blocked),
+        )
+        .await
+        .unwrap();
     }
 
     async fn bury(&self, worker: &str) {

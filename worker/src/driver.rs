@@ -8,7 +8,9 @@ use futures_util::FutureExt as _;
 use longshore_base::clock::Stopwatch;
 use longshore_base::random;
 use longshore_events::{NewEvent, append, names};
-use longshore_ledger::ownership::{Extra, Owned, Turn, record_pass, release, take, take_extra};
+use longshore_ledger::ownership::{
+    Block, Extra, Owned, Turn, record_pass, release, take, take_extra,
+};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::sync::Mutex;
@@ -225,7 +227,12 @@ impl Driven {
             .transpose()?;
         let mut tx = self.owner.pool.begin().await?;
         let worker = (self.owner.worker)();
-        record_pass(&mut tx, self.owned(&scope), &worker, kept, blocked.as_ref()).await?;
+        let block = match &blocked {
+            Some(blocked) => Block::Blocked(blocked),
+            None if report.is_blind => Block::Unknown,
+            None => Block::Free,
+        };
+        record_pass(&mut tx, self.owned(&scope), &worker, kept, block).await?;
         let newly = report.blocked.as_ref().filter(|_| !was_blocked);
         if let Some(blocked) = newly {
             let event = NewEvent {

@@ -136,10 +136,7 @@ impl Reconciler for HealthSweep {
                 match runs {
                     Some(true) => {}
                     Some(false) if pass.dry_run => {
-                        report
-                            .would
-                            .get_or_insert_default()
-                            .push(row.id.to_string());
+                        pass.note_act(&mut report, row.id.to_string());
                     }
                     Some(false) => {
                         if self.give_up(row.id).await? {

@@ -1,5 +1,4 @@
-//! `hibernation`: sends workspaces to sleep that have been idle for long enough. `stuck`: asks again for the stop of those
-//! that were claimed for it and never got further.
+//! `hibernation`: sends workspaces to sleep that have been idle for long enough.
 //!
 //! Each claim is a transaction of its own with the request for its stop, so that whoever is busy by then is left alone.
 //! What an operator holds is left alone too: it could not be stopped, and would be neither asleep nor awake.
@@ -9,9 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_fleet::Fleet;
-use longshore_fleet::workspace::{
-    Workspace, claim_idle, list_idle, list_stuck_hibernating, organisation_root,
-};
+use longshore_fleet::workspace::{Workspace, claim_idle, list_idle, organisation_root};
 use longshore_jobs::stop;
 use longshore_ledger::control::{Control, Subject, open_controls};
 use longshore_ledger::{Admitter, Kinds};
@@ -20,11 +17,8 @@ use sqlx::{PgConnection, PgPool};
 use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const IDLE_INTERVAL: Duration = Duration::from_secs(120);
-const STUCK_INTERVAL: Duration = Duration::from_secs(60);
-/// Longer than a stop takes.
-const STUCK_AFTER_MINUTES: i32 = 5;
 
-/// What both need.
+/// What it needs.
 #[derive(Clone)]
 pub(crate) struct Sleep {
     pub(crate) pool: PgPool,
@@ -38,11 +32,6 @@ pub(crate) struct Hibernation {
     pub(crate) sleep: Sleep,
     /// Minutes of idleness for workspaces that say nothing of it.
     pub(crate) default_minutes: Option<i32>,
-}
-
-/// `stuck`.
-pub(crate) struct StuckHibernating {
-    pub(crate) sleep: Sleep,
 }
 
 impl Hibernation {
@@ -131,48 +120,6 @@ impl Reconciler for Hibernation {
                 }
             }
         }
-        Ok(report)
-    }
-}
-
-#[async_trait]
-impl Reconciler for StuckHibernating {
-    fn name(&self) -> &'static str {
-        "stuck"
-    }
-
-    fn scope(&self) -> String {
-        "all".into()
-    }
-
-    fn interval(&self) -> Duration {
-        STUCK_INTERVAL
-    }
-
-    async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
-        let Sleep { pool, admitter, .. } = &self.sleep;
-        let mut report = PassReport::default();
-        let mut asked_again = Vec::new();
-        let mut tx = pool.begin().await?;
-        let stuck = list_stuck_hibernating(&mut tx, STUCK_AFTER_MINUTES).await?;
-        report.seen = stuck.len();
-        let mut pokes = Vec::new();
-        for workspace in &stuck {
-            let stops = stop::repeat_hibernation(&mut tx, workspace, self.name()).await?;
-            if stops.jobs.iter().any(|(_, job)| !job.existing) {
-                asked_again.push(workspace.id);
-            } else {
-                report.skipped += 1;
-            }
-            pokes.extend(stops.pokes);
-        }
-        pass.keep(tx).await?;
-        if pass.dry_run {
-            report.would = Some(asked_again.iter().map(ToString::to_string).collect());
-            return Ok(report);
-        }
-        asked_again.iter().for_each(|id| report.act(id));
-        pokes.iter().for_each(|queue| admitter.poke(queue));
         Ok(report)
     }
 }

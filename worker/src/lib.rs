@@ -7,6 +7,7 @@ mod driver;
 mod health_sweep;
 mod hibernation;
 mod hold_expiry;
+mod leaks;
 mod liveness;
 mod orphans;
 mod pass;
@@ -15,5 +16,6 @@ mod reconcile;
 mod retention;
 mod runtime;
 mod stale_tokens;
+mod stuck;
 
 pub use runtime::{Worker, WorkerConfig, WorkerError, WorkerParts};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_backends::{Backend, ListedContainer};
+use longshore_backends::{Backend, BackendError, ListedContainer};
 use longshore_base::WorkspaceId;
 use longshore_fleet::sweep::{NamedWorkspace, list_by_id12};
 use longshore_jobs::{list_busy, stop};
@@ -20,7 +20,7 @@ use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 /// For the engine to list what is there.
-pub(crate) const LISTING_LIMIT: Duration = Duration::from_secs(30);
+const LISTING_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Orphans {
     pub(crate) pool: PgPool,
@@ -42,23 +42,27 @@ struct Orphan {
 pub(crate) async fn list_containers(
     backend: &dyn Backend,
 ) -> Result<Vec<ListedContainer>, PassReport> {
-    match tokio::time::timeout(LISTING_LIMIT, backend.list_containers()).await {
-        Ok(Ok(Some(listed))) => Ok(listed),
-        Ok(Ok(None)) => Err(PassReport {
-            note: Some("this backend cannot list what is there".to_owned()),
-            ..PassReport::default()
-        }),
+    let listed = within_limit(backend.list_containers()).await?;
+    listed.ok_or_else(|| PassReport {
+        note: Some("this backend cannot list what is there".to_owned()),
+        ..PassReport::default()
+    })
+}
+
+/// What the engine lists; the report of a pass that could not look, if it does not.
+pub(crate) async fn within_limit<T>(
+    listing: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, PassReport> {
+    match tokio::time::timeout(LISTING_LIMIT, listing).await {
+        Ok(Ok(listed)) => Ok(listed),
         Ok(Err(error)) => {
-            tracing::warn!(
-                error = error.chain(),
-                "the engine's containers could not be listed"
-            );
+            tracing::warn!(error = error.chain(), "the engine could not be listed");
             Err(PassReport::skipped_pass(format!(
-                "pass skipped: the engine's containers could not be listed: {error}"
+                "pass skipped: the engine could not be listed: {error}"
             )))
         }
-        Err(_) => Err(PassReport::skipped_pass(format!(
-            "pass skipped: the engine did not list its containers within {} s",
+        Err(_elapsed) => Err(PassReport::skipped_pass(format!(
+            "pass skipped: the engine did not list what it has within {} s",
             LISTING_LIMIT.as_secs()
         ))),
     }

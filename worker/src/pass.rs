@@ -61,6 +61,9 @@ pub(crate) struct PassReport {
     /// It wanted to destroy more than it may.
     #[serde(skip)]
     pub(crate) blocked: Option<Blocked>,
+    /// It could not look, so it says nothing of what an earlier one held back.
+    #[serde(skip)]
+    pub(crate) is_blind: bool,
 }
 
 /// More than a pass may destroy.
@@ -80,6 +83,7 @@ impl PassReport {
         Self {
             failed: 1,
             note: Some(note.into()),
+            is_blind: true,
             ..Self::default()
         }
     }
@@ -111,12 +115,18 @@ impl Pass {
             ..PassReport::default()
         };
         for one in on {
-            match &mut report.would {
-                Some(would) => would.push(one.to_string()),
-                None => report.act(one),
-            }
+            self.note_act(&mut report, one.to_string());
         }
         report
+    }
+
+    /// Notes something that was done, or would have been.
+    pub(crate) fn note_act(&self, report: &mut PassReport, what: String) {
+        if self.dry_run {
+            report.would.get_or_insert_default().push(what);
+        } else {
+            report.act(what);
+        }
     }
 
     /// Whether all of these destructive acts may be done, given how much the report says was looked at. If not, the report
@@ -146,7 +156,9 @@ impl Pass {
         reason: Option<String>,
     ) {
         if self.dry_run {
-            report.note = reason.map(|reason| format!("the pass would be blocked: {reason}"));
+            if let Some(reason) = reason {
+                report.note = Some(format!("the pass would be blocked: {reason}"));
+            }
             report.would.get_or_insert_default().extend(wanted);
         } else if let Some(reason) = reason {
             report.skipped += wanted.len();

@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::{Driven, Owner};
 use crate::health_sweep::HealthSweep;
-use crate::hibernation::{Hibernation, Sleep, StuckHibernating};
+use crate::hibernation::{Hibernation, Sleep};
 use crate::hold_expiry::HoldExpiry;
+use crate::leaks::Leaks;
 use crate::liveness::Liveness;
 use crate::orphans::Orphans;
 use crate::pass::Reconciler;
@@ -26,6 +27,7 @@ use crate::provision_timeout::ProvisionTimeout;
 use crate::reconcile::{ReconcileExecutor, Reconcilers};
 use crate::retention::HistoryRetention;
 use crate::stale_tokens::StaleTokens;
+use crate::stuck::Stuck;
 
 /// How often an engine that has not answered yet is asked again.
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
@@ -155,7 +157,7 @@ impl Worker {
                 sleep: sleep.clone(),
                 default_minutes: config.hibernation_idle_minutes,
             }),
-            Arc::new(StuckHibernating { sleep }),
+            Arc::new(Stuck { sleep }),
         ];
         let driving = Driving {
             reconcilers,
@@ -279,7 +281,14 @@ async fn join_engine(
         known = serve_engine(&engine, &*backend).await;
     };
     drop(engine);
-    let of_engine: [Arc<dyn Reconciler>; 3] = [
+    let of_engine: [Arc<dyn Reconciler>; 4] = [
+        Arc::new(Leaks {
+            pool: pool.clone(),
+            fleet: Arc::clone(&fleet),
+            backend: Arc::clone(&backend),
+            engine_id: engine_id.clone(),
+            admitter: admitter.clone(),
+        }),
         Arc::new(HealthSweep {
             pool: pool.clone(),
             fleet,

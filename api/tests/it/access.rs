@@ -175,6 +175,7 @@ fn takes_only_a_reason(path: &str) -> bool {
         "/queues/{name}/",
         "/workers/{name}/",
         "/reconcilers/{name}/",
+        "/leaks/{leak_id}/",
     ]
     .iter()
     .any(|start| path.starts_with(start))
@@ -220,6 +221,7 @@ impl Scene {
             .replace("{workspace_id}", &self.target.id.to_string())
             .replace("{job_id}", &self.job.to_string())
             .replace("{hold_id}", &self.target.id.to_string())
+            .replace("{leak_id}", &self.target.id.to_string())
             .replace("{tenant}", &self.target.id.to_string())
             .replace("{token_id}", &self.target.id.to_string())
             .replace("{key}", "K")

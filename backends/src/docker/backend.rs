@@ -7,8 +7,8 @@ use longshore_base::WorkspaceId;
 
 use super::engine::{Docker, Engine, LOOK_LIMIT, call_within};
 use crate::{
-    Backend, BackendError, Delivers, KeptConfig, ListedContainer, LogStream, LogsQuery, Manner,
-    StartSpec, StartWatch, Started, StopTarget, VolumeScope,
+    Backend, BackendError, Delivers, Inventory, KeptConfig, ListedContainer, LogStream, LogsQuery,
+    Manner, MarkedKind, StartSpec, StartWatch, Started, StopTarget, VolumeScope,
 };
 
 /// A pull takes 300 s at most, everything else of a start 180 s (spec: lifecycle §13.2); a start finds what an earlier one
@@ -80,6 +80,22 @@ impl Backend for Docker {
 
     async fn list_containers(&self) -> Result<Option<Vec<ListedContainer>>, BackendError> {
         self.list_named().await.map(Some)
+    }
+
+    async fn take_inventory(&self) -> Result<Option<Inventory>, BackendError> {
+        self.list_marked().await.map(Some)
+    }
+
+    async fn remove_marked(
+        &self,
+        kind: MarkedKind,
+        id: &str,
+        newest: i64,
+    ) -> Result<(), BackendError> {
+        match kind {
+            MarkedKind::Container => self.remove_marked_container(id, newest).await,
+            MarkedKind::Volume => self.remove_marked_volume(id).await,
+        }
     }
 
     async fn logs(&self, id: WorkspaceId, query: LogsQuery) -> Result<LogStream, BackendError> {

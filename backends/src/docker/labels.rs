@@ -56,6 +56,13 @@ impl Mark<'_> {
         labels
     }
 
+    /// Whether this installation made it on this engine, for whatever workspace.
+    pub(super) fn is_on(&self, labels: &Labels) -> bool {
+        let ours = self.of_installation();
+        ours.iter()
+            .all(|(label, value)| labels.get(label) == Some(value))
+    }
+
     /// Judges the labels of what was found under a workspace's name.
     pub(super) fn holder(&self, id: WorkspaceId, labels: &Labels) -> Holder {
         let has = |label: &str, value: &str| labels.get(label).is_some_and(|held| held == value);
@@ -70,12 +77,20 @@ impl Mark<'_> {
             return Holder::OursElsewhere;
         }
         // Ours without a readable generation was damaged by hand; older than anything is the reading that heals.
-        let generation = labels
-            .get(brand::LABEL_GENERATION)
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(i64::MIN);
-        Holder::Ours { generation }
+        Holder::Ours {
+            generation: generation(labels).unwrap_or(i64::MIN),
+        }
     }
+}
+
+/// Which (re)provision made it, if that can be read.
+pub(super) fn generation(labels: &Labels) -> Option<i64> {
+    labels.get(brand::LABEL_GENERATION)?.parse().ok()
+}
+
+/// Whose it is, if that can be read.
+pub(super) fn workspace(labels: &Labels) -> Option<WorkspaceId> {
+    labels.get(brand::LABEL_WORKSPACE)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -115,7 +130,9 @@ mod tests {
             ..mark
         };
         assert_eq!(other.holder(id, &labels), Holder::Stranger);
+        assert!(mark.is_on(&labels) && !other.is_on(&labels) && !mark.is_on(&Labels::new()));
         labels.insert(brand::LABEL_ENGINE.into(), "BEFORE".into());
         assert_eq!(generation("7", &labels), Holder::OursElsewhere);
+        assert!(!mark.is_on(&labels));
     }
 }

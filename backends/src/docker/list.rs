@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use bollard::models::ContainerSummary;
 use bollard::query_parameters::ListContainersOptionsBuilder;
-use longshore_base::{WorkspaceId, brand};
+use longshore_base::WorkspaceId;
 
 use super::engine::{Docker, LOOK_LIMIT, call_within};
-use super::labels::{Holder, Labels, Mark};
+use super::labels::{Holder, Labels, Mark, workspace};
 use crate::{BackendError, ListedContainer};
 
 /// How the names of workspaces' containers begin.
-const START: &str = "ws-";
+pub(super) const START: &str = "ws-";
 
 impl Docker {
     pub(super) async fn list_named(&self) -> Result<Vec<ListedContainer>, BackendError> {
@@ -47,7 +47,7 @@ fn read(mark: Mark<'_>, summary: ContainerSummary) -> Option<ListedContainer> {
 /// The workspace of a container that is ours by every label, and that has that workspace's name: a renamed one is somebody's
 /// special case.
 fn owner(mark: Mark<'_>, name: &str, labels: &Labels) -> Option<WorkspaceId> {
-    let id: WorkspaceId = labels.get(brand::LABEL_WORKSPACE)?.parse().ok()?;
+    let id = workspace(labels)?;
     let ours = matches!(mark.holder(id, labels), Holder::Ours { .. });
     (ours && id.container_name() == name).then_some(id)
 }

@@ -32,6 +32,7 @@ mod container;
 mod engine;
 mod files;
 mod image;
+mod inventory;
 mod labels;
 mod list;
 mod logs;

@@ -21,4 +21,5 @@ mod restarting;
 mod setup;
 mod sql_text;
 mod status;
+mod sweep_plans;
 mod tokens;
