@@ -37,6 +37,7 @@ mod hibernate;
 mod idempotency;
 mod jobs;
 mod leaks;
+mod outage;
 mod pause;
 mod postgres_restart;
 mod provision;

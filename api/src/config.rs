@@ -32,6 +32,8 @@ pub struct ApiConfig {
     pub removal_wait: Duration,
     /// Version of the binary, shown by `/readyz?verbose`.
     pub version: &'static str,
+    /// A managed agent silent for longer is lost: how often this process has to say that it accepts heartbeats.
+    pub liveness_ttl: Duration,
 }
 
 impl ApiConfig {

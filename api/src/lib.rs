@@ -41,6 +41,7 @@ mod a2a;
 mod events;
 mod health;
 mod holds;
+mod intake;
 mod jobs;
 mod leaks;
 mod models;

@@ -18,6 +18,7 @@ use crate::connections::serve_listener;
 use crate::document::service;
 use crate::gate::Gate;
 use crate::health::render_metrics;
+use crate::intake::keep_saying;
 use crate::state::ApiState;
 
 /// The API could not be started, or did not go on.
@@ -75,6 +76,7 @@ pub async fn serve(
 ) -> Result<(), StartError> {
     let endpoint = Arc::new(build(state.clone()));
     let stop = CancellationToken::new();
+    state.tasks.spawn(keep_saying(state.clone()));
     let mut servers = JoinSet::new();
     for listener in listeners.api {
         let endpoint = endpoint.clone();

@@ -1,7 +1,8 @@
 //! Who is no longer there (`spec: lifecycle` §6.1, §6.2). The verdicts are Postgres' alone, from its own clock; a missing
 //! key in Redis proves nothing.
 //!
-//! Whoever runs these must itself have been up for a full TTL: after an outage everybody looks silent. And when a large
+//! Whoever runs these must itself have been up for a full TTL, and heartbeats must have been accepted for as long
+//! ([`is_intake_steady`]): after an outage everybody looks silent. And when a large
 //! part of the fleet goes silent at once, the fault is more likely ours than theirs, so then nobody is given up
 //! ([`MassGuard`]).
 
@@ -61,6 +62,50 @@ pub enum Expiry {
         /// Of how many.
         watched: usize,
     },
+}
+
+/// Longest gap between two words of those who accept heartbeats that is none, given the liveness TTL.
+fn intake_gap(ttl: Duration) -> Duration {
+    (ttl / 2).min(Duration::from_secs(15))
+}
+
+/// How often whoever accepts heartbeats says so, given the liveness TTL.
+#[must_use]
+pub fn intake_interval(ttl: Duration) -> Duration {
+    intake_gap(ttl) / 3
+}
+
+/// Says that heartbeats are accepted now. After a gap it is as if that began now.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn record_intake(conn: &mut PgConnection, ttl: Duration) -> Result<(), FleetError> {
+    sqlx::query!(
+        r#"INSERT INTO heartbeat_intake AS i (since, seen_at) SELECT now, now FROM longshore_now() AS now
+           ON CONFLICT (singleton) DO UPDATE
+           SET seen_at = excluded.seen_at,
+               since = CASE WHEN i.seen_at < excluded.seen_at - make_interval(secs => $1) THEN excluded.since ELSE i.since END"#,
+        intake_gap(ttl).as_secs_f64(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Whether heartbeats have been accepted for a full TTL, and are now.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn is_intake_steady(conn: &mut PgConnection, ttl: Duration) -> Result<bool, FleetError> {
+    let steady = sqlx::query_scalar!(
+        r#"SELECT since <= now - make_interval(secs => $1) AND seen_at >= now - make_interval(secs => $2) AS "steady!"
+           FROM heartbeat_intake, longshore_now() AS now"#,
+        ttl.as_secs_f64(),
+        intake_gap(ttl).as_secs_f64(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(steady.unwrap_or(false))
 }
 
 /// Gives up managed workspaces that are up and have not beaten for longer than the liveness TTL. Those of `believed` do not

@@ -1,7 +1,8 @@
 //! `liveness`: gives up workspaces whose agents have gone silent, and has the managed ones restarted. The verdict is
 //! Postgres' alone.
 //!
-//! No verdict falls until this process has seen a full TTL without an outage: after one, everybody looks silent.
+//! No verdict falls until this process has seen a full TTL without an outage, and heartbeats have been accepted for as long:
+//! after an outage of ours everybody looks silent.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,9 @@ use async_trait::async_trait;
 use longshore_base::WorkspaceId;
 use longshore_base::clock::Stopwatch;
 use longshore_fleet::Fleet;
-use longshore_fleet::liveness::{Expiry, MassGuard, expire_external, expire_silent};
+use longshore_fleet::liveness::{
+    Expiry, MassGuard, expire_external, expire_silent, is_intake_steady,
+};
 use longshore_jobs::restart::{Source, request_automatic};
 use longshore_ledger::Admitter;
 use sqlx::PgPool;
@@ -53,6 +56,29 @@ impl Liveness {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .elapsed()
+    }
+
+    fn no_verdict(&self, before: &str) -> PassReport {
+        let seconds = self.ttl.as_secs();
+        PassReport {
+            note: Some(format!(
+                "no verdict before {before} for {seconds} s: until then everybody looks silent"
+            )),
+            is_blind: true,
+            ..PassReport::default()
+        }
+    }
+
+    async fn judge(&self, pass: &Pass) -> Result<PassReport, PassError> {
+        let is_steady = {
+            let mut conn = self.pool.acquire().await?;
+            is_intake_steady(&mut conn, self.ttl).await?
+        };
+        if is_steady {
+            self.expire(pass).await
+        } else {
+            Ok(self.no_verdict("an API has accepted heartbeats without a gap"))
+        }
     }
 
     async fn expire(&self, pass: &Pass) -> Result<PassReport, PassError> {
@@ -138,15 +164,9 @@ impl Reconciler for Liveness {
 
     async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
         if self.calm_for() < self.ttl {
-            return Ok(PassReport {
-                note: Some(format!(
-                    "no verdict before this worker has been up and well for {} s: until then everybody looks silent",
-                    self.ttl.as_secs()
-                )),
-                ..PassReport::default()
-            });
+            return Ok(self.no_verdict("this worker has been up and well"));
         }
-        let passed = self.expire(pass).await;
+        let passed = self.judge(pass).await;
         if passed.is_err() {
             *self.calm.lock().unwrap_or_else(PoisonError::into_inner) = Stopwatch::start();
         }

@@ -69,6 +69,7 @@ impl Default for Options {
                 idempotency_ttl: ApiConfig::DEFAULT_IDEMPOTENCY_TTL,
                 removal_wait: Duration::from_millis(50),
                 version: "test",
+                liveness_ttl: EventsConfig::DEFAULT_LIVENESS_TTL,
             },
             fleet: FleetConfig {
                 max_tier: 2,

@@ -89,6 +89,7 @@ impl Core {
             idempotency_ttl: settings.idempotency_ttl,
             removal_wait: ApiConfig::DEFAULT_REMOVAL_WAIT,
             version: env!("CARGO_PKG_VERSION"),
+            liveness_ttl: self.liveness_ttl,
         }
     }
 }

@@ -3,7 +3,8 @@ use std::time::Duration;
 use longshore_base::WorkspaceId;
 use longshore_fleet::WorkspaceStatus;
 use longshore_fleet::liveness::{
-    Expiry, MassGuard, expire_external, expire_silent, list_running, mark_offline,
+    Expiry, MassGuard, expire_external, expire_silent, intake_interval, is_intake_steady,
+    list_running, mark_offline, record_intake,
 };
 use longshore_fleet::workspace::NewWorkspace;
 use serde_json::json;
@@ -139,4 +140,37 @@ async fn the_health_check_sees_the_managed_ones_that_are_up() {
         (up.id, Some("c0ffee"))
     );
     assert_eq!(running[0].generation, up.provision_generation);
+}
+
+#[tokio::test]
+async fn silence_counts_only_after_heartbeats_were_accepted_for_a_full_ttl_without_a_gap() {
+    let setup = Setup::new().await;
+    let say = async |setup: &Setup| {
+        record_intake(&mut *setup.conn().await, TTL).await.unwrap();
+        is_intake_steady(&mut *setup.conn().await, TTL)
+            .await
+            .unwrap()
+    };
+    assert!(
+        !is_intake_steady(&mut *setup.conn().await, TTL)
+            .await
+            .unwrap()
+    );
+    let until_steady = async |setup: &Setup| {
+        let mut said = Duration::ZERO;
+        while !say(setup).await {
+            setup.db.advance(intake_interval(TTL)).await;
+            said += intake_interval(TTL);
+        }
+        said
+    };
+    assert_eq!(until_steady(&setup).await, TTL);
+    // An outage: while it lasts, and for as long after it as before anything was known.
+    setup.db.advance(Duration::from_secs(16)).await;
+    assert!(
+        !is_intake_steady(&mut *setup.conn().await, TTL)
+            .await
+            .unwrap()
+    );
+    assert_eq!(until_steady(&setup).await, TTL);
 }
