@@ -7,10 +7,12 @@ mod history;
 mod ledger;
 mod past;
 mod provision;
+mod purge;
 mod queue;
 mod resources;
 mod servers;
 mod stats;
+mod workspaces;
 
 use clap::{Parser, Subcommand};
 
@@ -39,6 +41,8 @@ enum Bench {
     Bulk(bulk::BulkArguments),
     /// Workspaces through the whole system beside the same engine calls made raw.
     Provision(provision::ProvisionArguments),
+    /// A tree of workspaces purged, beside the removal of its containers and volumes made raw.
+    Purge(purge::PurgeArguments),
 }
 
 #[tokio::main]
@@ -56,5 +60,6 @@ async fn main() -> anyhow::Result<()> {
         Bench::History(arguments) => history::run(arguments).await,
         Bench::Bulk(arguments) => bulk::run(arguments).await,
         Bench::Provision(arguments) => provision::run(arguments).await,
+        Bench::Purge(arguments) => purge::run(arguments).await,
     }
 }

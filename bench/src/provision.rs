@@ -1,44 +1,21 @@
 //! `bench provision`: workspaces through the whole of Longshore beside the same engine calls made raw, and `docker run`.
-//!
-//! Raw means: the calls of a fresh start as `longshore_backends::docker` documents them, with the same bodies, straight
-//! through bollard. Raw containers are told never to register, which costs the engine less than ours do.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bollard::body_full;
-use bollard::models::VolumeCreateRequest;
-use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, InspectContainerOptions, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptionsBuilder, StartContainerOptions, UploadToContainerOptionsBuilder,
-};
-use chrono::{DateTime, Utc};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use longshore_backends::docker::files_archive;
-use longshore_backends::{ConfigFile, Docker, DockerConfig, StartSpec, WorkspaceAccess};
-use longshore_base::{Secret, WorkspaceId, ids};
+use longshore_base::WorkspaceId;
 use serde_json::json;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
-use crate::client::Api;
 use crate::stats::{median, ms, percentile};
-
-const DEADLINE: Duration = Duration::from_secs(300);
+use crate::workspaces::{Binaries, Raw, Server};
 
 #[derive(clap::Args)]
 pub(crate) struct ProvisionArguments {
-    /// The binary to measure.
-    #[arg(
-        long,
-        env = "LONGSHORE_BIN",
-        default_value = "target/release/longshore"
-    )]
-    longshore: PathBuf,
-    /// The reference agent.
-    #[arg(long, env = "LONGSHORE_AGENT_BIN")]
-    agent: PathBuf,
+    #[command(flatten)]
+    binaries: Binaries,
     /// Workspaces posted at the same moment.
     #[arg(long, default_value_t = 100)]
     burst: usize,
@@ -53,22 +30,8 @@ pub(crate) struct ProvisionArguments {
     parallel: usize,
 }
 
-/// A Longshore of its own.
-struct Server {
-    child: Child,
-    api: Api,
-    _data: tempfile::TempDir,
-}
-
-/// The engine, raw.
-struct Raw {
-    client: bollard::Docker,
-    docker: Docker,
-    image: String,
-}
-
 pub(crate) async fn run(arguments: ProvisionArguments) -> anyhow::Result<()> {
-    let mut server = Server::start(&arguments).await?;
+    let mut server = Server::start(&arguments.binaries).await?;
     let outcome = measure(&arguments, &server).await;
     server.stop().await?;
     outcome
@@ -126,130 +89,11 @@ async fn measure(arguments: &ProvisionArguments, server: &Server) -> anyhow::Res
 }
 
 impl Server {
-    async fn start(arguments: &ProvisionArguments) -> anyhow::Result<Self> {
-        let data = tempfile::tempdir()?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
-        let child = Command::new(&arguments.longshore)
-            .arg("up")
-            .arg("--data")
-            .arg(data.path())
-            .arg("--listen")
-            .arg(format!("127.0.0.1:{port}"))
-            .arg("--agent-binary")
-            .arg(&arguments.agent)
-            .env_remove("DATABASE_URL")
-            .env_remove("REDIS_URL")
-            .env("RATE_LIMIT", "1000000")
-            .env("LONGSHORE_LOG", "warn")
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", arguments.longshore.display()))?;
-        let api = Api::when_ready(format!("http://127.0.0.1:{port}")).await?;
-        let token = std::fs::read_to_string(data.path().join("admin-token"))?
-            .trim()
-            .to_owned();
-        Ok(Self {
-            child,
-            api: api.with_token(token),
-            _data: data,
-        })
-    }
-
-    async fn stop(&mut self) -> anyhow::Result<()> {
-        if let Some(pid) = self.child.id() {
-            crate::resources::terminate(pid)?;
-        }
-        tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await??;
-        Ok(())
-    }
-
-    /// Posts one; answers its id and job.
-    async fn post(&self, name: &str) -> anyhow::Result<(String, String)> {
-        let body = json!({ "name": name });
-        let made = self.api.post("/workspaces", body).await?;
-        let text = |key: &str| {
-            made[key]
-                .as_str()
-                .map(str::to_owned)
-                .with_context(|| format!("no {key} in {made}"))
-        };
-        Ok((text("id")?, text("job_id")?))
-    }
-
-    /// Waits for the job's end; when it was asked for and when it ended.
-    async fn finished(&self, job: &str) -> anyhow::Result<(DateTime<Utc>, DateTime<Utc>)> {
-        let start = Instant::now();
-        loop {
-            let job = self.api.get(&format!("/jobs/{job}")).await?;
-            if !job["finished_at"].is_null() {
-                anyhow::ensure!(
-                    job["state"] == "succeeded",
-                    "a provision ended badly: {job}"
-                );
-                return Ok((
-                    serde_json::from_value(job["created_at"].clone())?,
-                    serde_json::from_value(job["finished_at"].clone())?,
-                ));
-            }
-            anyhow::ensure!(start.elapsed() < DEADLINE, "a provision did not end: {job}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn online(&self, id: &str) -> anyhow::Result<()> {
-        let start = Instant::now();
-        loop {
-            let workspace = self.api.get(&format!("/workspaces/{id}")).await?;
-            if workspace["status"] == "online" {
-                return Ok(());
-            }
-            anyhow::ensure!(start.elapsed() < DEADLINE, "never online: {workspace}");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    async fn delete(&self, id: &str) -> anyhow::Result<()> {
-        let path = format!("/workspaces/{id}");
-        self.api.delete(&path).await.map(drop)
-    }
-
-    /// One workspace, so that image and network are there; tells which they are.
-    async fn warm_up(&self) -> anyhow::Result<(String, String)> {
-        let (id, job) = self.post("warm-up").await?;
-        self.finished(&job).await?;
-        self.online(&id).await?;
-        let client = bollard::Docker::connect_with_local_defaults()?
-            .negotiate_version()
-            .await?;
-        let id: WorkspaceId = id.parse()?;
-        let container = client
-            .inspect_container(&id.container_name(), None::<InspectContainerOptions>)
-            .await?;
-        let image = container
-            .config
-            .and_then(|config| config.image)
-            .context("the container names no image")?;
-        let networks = container
-            .network_settings
-            .and_then(|settings| settings.networks)
-            .unwrap_or_default();
-        let network = networks
-            .into_keys()
-            .next()
-            .context("the container is on no network")?;
-        self.delete(&id.to_string()).await?;
-        Ok((image, network))
-    }
-
     /// Posts a burst; containers started per second from the first request to the last start. All must come online.
     async fn burst(&self, count: usize) -> anyhow::Result<f64> {
         let names: Vec<String> = (0..count).map(|n| format!("burst-{n}")).collect();
         let made: Vec<(String, String)> = stream::iter(&names)
-            .map(|name| self.post(name))
+            .map(|name| self.post(json!({ "name": name })))
             .buffer_unordered(count)
             .try_collect()
             .await?;
@@ -271,145 +115,29 @@ impl Server {
             .max()
             .context("no workspace")?;
         stream::iter(&made)
-            .map(|(id, _)| self.delete(id))
+            .map(|(id, _)| self.purge(id))
             .buffer_unordered(4)
-            .try_collect::<Vec<()>>()
+            .try_collect::<Vec<_>>()
             .await?;
         Ok(count as f64 / (last - first).as_seconds_f64())
     }
 
     /// One alone: from the commit of the request to the recorded start.
     async fn one(&self) -> anyhow::Result<Duration> {
-        let (id, job) = self.post("alone").await?;
+        let (id, job) = self.post(json!({ "name": "alone" })).await?;
         let (asked, started) = self.finished(&job).await?;
         self.online(&id).await?;
-        self.delete(&id).await?;
+        self.purge(&id).await?;
         Ok((started - asked).to_std()?)
     }
 }
 
 impl Raw {
-    fn connect(image: String, network: String) -> anyhow::Result<Self> {
-        let mut config = DockerConfig::new(ids::random_uuid());
-        config.network = network;
-        Ok(Self {
-            client: bollard::Docker::connect_with_local_defaults()?,
-            docker: Docker::connect(config)?,
-            image,
-        })
-    }
-
-    fn spec(&self, id: WorkspaceId) -> StartSpec {
-        StartSpec {
-            workspace_id: id,
-            runtime: "claude-code".into(),
-            tier: 2,
-            image: self.image.clone(),
-            pull_always: false,
-            env: vec![
-                ("WORKSPACE_ID".into(), Secret::new(id.to_string())),
-                ("PLATFORM_URL".into(), Secret::from("http://127.0.0.1:9")),
-                ("AGENT_NEVER_REGISTER".into(), Secret::from("1")),
-            ],
-            files: vec![
-                ConfigFile {
-                    path: "config.yaml".into(),
-                    mode: 0o644,
-                    bytes: b"name: \"raw\"\n".to_vec(),
-                },
-                ConfigFile {
-                    path: ".auth_token".into(),
-                    mode: 0o600,
-                    bytes: vec![b'x'; 43],
-                },
-                ConfigFile {
-                    path: ".platform_inbound_secret".into(),
-                    mode: 0o600,
-                    bytes: vec![b'x'; 43],
-                },
-            ],
-            workspace_dir: None,
-            workspace_access: WorkspaceAccess::None,
-            reset_session: false,
-            generation: 1,
-            run: ids::random_uuid(),
-        }
-    }
-
-    fn volumes(id: WorkspaceId) -> [String; 3] {
-        let name = id.container_name();
-        [
-            format!("{name}-configs"),
-            format!("ws-{id}-workspace"),
-            format!("{name}-claude-sessions"),
-        ]
-    }
-
-    /// The documented calls of a fresh start, in their order.
-    async fn start(&self, id: WorkspaceId) -> anyhow::Result<()> {
-        let spec = self.spec(id);
-        let body = self.docker.container_body(&spec).await?;
-        let archive = files_archive(&spec.files)?;
-        let labels = body.labels.clone();
-        let volume = |name: String| {
-            let request = VolumeCreateRequest {
-                name: Some(name),
-                labels: labels.clone(),
-                ..VolumeCreateRequest::default()
-            };
-            self.client.create_volume(request)
-        };
-        let [configs, workspace, sessions] = Self::volumes(id);
-        tokio::try_join!(volume(configs), volume(workspace), volume(sessions))?;
-        let options = CreateContainerOptionsBuilder::new()
-            .name(&id.container_name())
-            .build();
-        let made = self.client.create_container(Some(options), body).await?;
-        let options = UploadToContainerOptionsBuilder::new()
-            .path("/configs")
-            .build();
-        self.client
-            .upload_to_container(&made.id, Some(options), body_full(archive))
-            .await?;
-        self.client
-            .start_container(&made.id, None::<StartContainerOptions>)
-            .await?;
-        self.client
-            .inspect_container(&made.id, None::<InspectContainerOptions>)
-            .await?;
-        Ok(())
-    }
-
-    async fn remove(&self, id: WorkspaceId) -> anyhow::Result<()> {
-        let force = RemoveContainerOptionsBuilder::new().force(true).build();
-        self.client
-            .remove_container(&id.container_name(), Some(force))
-            .await?;
-        for volume in Self::volumes(id) {
-            self.client
-                .remove_volume(
-                    &volume,
-                    Some(RemoveVolumeOptionsBuilder::new().force(true).build()),
-                )
-                .await?;
-        }
-        Ok(())
-    }
-
     async fn burst(&self, count: usize, parallel: usize) -> anyhow::Result<f64> {
-        let ids: Vec<WorkspaceId> = (0..count).map(|_| WorkspaceId::random()).collect();
         let start = Instant::now();
-        stream::iter(&ids)
-            .map(|id| self.start(*id))
-            .buffer_unordered(parallel)
-            .try_collect::<Vec<()>>()
-            .await?;
+        let ids = self.start_all(count, parallel).await?;
         let rate = count as f64 / start.elapsed().as_secs_f64();
-        stream::iter(&ids)
-            .map(|id| self.remove(*id))
-            .buffer_unordered(4)
-            .try_collect::<Vec<()>>()
-            .await?;
+        self.remove_all(&ids, 4).await?;
         Ok(rate)
     }
 
