@@ -18,7 +18,7 @@ pub struct FleetConfig {
     pub max_tier: i32,
     /// Root of the templates.
     pub configs_dir: Option<PathBuf>,
-    /// The runtime manifest; `None` looks in the usual places.
+    /// The runtime manifest, if there is one.
     pub manifest_path: Option<PathBuf>,
     /// The relaxed rules for developers are in force.
     pub dev_mode: bool,

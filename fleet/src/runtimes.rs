@@ -1,7 +1,7 @@
 //! The runtimes this installation knows (`spec: lifecycle` §7): from a manifest when there is one, else a fixed list.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -13,14 +13,6 @@ pub const DEFAULT_RUNTIME: &str = "claude-code";
 pub const PROVISIONABLE: [&str; 4] = ["claude-code", "hermes", "openclaw", "codex"];
 
 const DEFAULT_SUFFIX: &str = "-default";
-/// Where a manifest is looked for when no setting names one.
-const USUAL_PLACES: [&str; 4] = [
-    "/app/manifest.json",
-    "manifest.json",
-    "../manifest.json",
-    "../../manifest.json",
-];
-
 #[derive(Deserialize)]
 struct Manifest {
     #[serde(default)]
@@ -40,20 +32,14 @@ pub struct Runtimes {
 }
 
 impl Runtimes {
-    /// Reads the manifest at `path`, or in the usual places; what cannot be read gives the fixed list, with a log line.
+    /// Reads the manifest at `path`; without one, and where it cannot be read, the fixed list, with a log line.
     #[must_use]
     pub fn load(path: Option<&Path>) -> Self {
-        let found = path.map(Path::to_owned).or_else(|| {
-            USUAL_PLACES
-                .iter()
-                .map(PathBuf::from)
-                .find(|place| place.is_file())
-        });
-        let Some(path) = found else {
-            tracing::debug!("no runtime manifest; the built-in list of runtimes is in force");
+        let Some(path) = path else {
+            tracing::info!("no runtime manifest; the built-in list of runtimes is in force");
             return Self::fallback();
         };
-        let read = std::fs::read_to_string(&path)
+        let read = std::fs::read_to_string(path)
             .map_err(|error| error.to_string())
             .and_then(|text| Self::from_manifest(&text).map_err(|error| error.to_string()));
         read.unwrap_or_else(|error| {
@@ -118,6 +104,8 @@ impl Runtimes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -160,6 +148,57 @@ mod tests {
             "x\ny: z",
         ] {
             assert_eq!(runtimes.sanitize(other), DEFAULT_RUNTIME, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_rejected_is_told_and_nothing_else_is() {
+        let told = |runtime: &str| {
+            let log = Log::default();
+            let subscriber = tracing_subscriber::fmt()
+                .with_writer(log.clone())
+                .with_ansi(false)
+                .finish();
+            tracing::subscriber::with_default(subscriber, || {
+                Runtimes::fallback().sanitize(runtime)
+            });
+            log.text()
+        };
+        let line = told("gemini-cli");
+        assert!(
+            line.contains("WARN") && line.contains("gemini-cli"),
+            "{line}"
+        );
+        for quiet in ["", "hermes", "external"] {
+            assert_eq!(told(quiet), "", "{quiet}");
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
         }
     }
 }

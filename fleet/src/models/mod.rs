@@ -4,6 +4,8 @@
 //! [`PROVIDER_SECRET`] what it derives to. An empty provider is never stored: it would make the image guess.
 
 mod choice;
+#[cfg(test)]
+mod drift;
 
 pub use choice::{check_choice, choose_model, choose_provider, find_model, find_provider};
 

@@ -94,6 +94,37 @@ async fn the_variables_come_in_the_fixed_order() {
 }
 
 #[tokio::test]
+async fn every_runtime_gets_its_model_and_hermes_under_its_own_names_too() {
+    let setup = Setup::new().await;
+    let names = ["MODEL", "HERMES_DEFAULT_MODEL", "HERMES_INFERENCE_MODEL"];
+    for (runtime, model, expected) in [
+        ("claude-code", Some("MiniMax-M2"), [true, false, false]),
+        ("hermes", Some("minimax/MiniMax-M2.7"), [true, true, true]),
+        ("openclaw", Some("openai:gpt-4o"), [true, false, false]),
+        ("codex", Some("openai:gpt-4o"), [true, false, false]),
+        ("claude-code", None, [false; 3]),
+        ("hermes", None, [false; 3]),
+    ] {
+        // The row remembers no model, so a restart lives from the secret alone, as every other start does.
+        let workspace = setup
+            .create(NewWorkspace {
+                runtime: Some(runtime.into()),
+                model: model.map(Into::into),
+                ..named(runtime)
+            })
+            .await;
+        let env = environment::build(&mut *setup.conn().await, &setup.fleet, &workspace)
+            .await
+            .unwrap();
+        for (name, expected) in names.into_iter().zip(expected) {
+            let expected = model.filter(|_| expected);
+            let got = env.get(name).map(|value| value.expose().as_str());
+            assert_eq!(got, expected, "{name} of {runtime} with {model:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn reserved_names_in_the_table_do_not_replace_a_containers_identity() {
     let setup = Setup::new().await;
     let workspace = setup.create(named("n")).await;
