@@ -19,6 +19,7 @@ use crate::queues::weights::WeightsApi;
 use crate::reconcilers::ReconcilersApi;
 use crate::registry::RegistryApi;
 use crate::secrets::SecretsApi;
+use crate::secrets::dependents::DependentsApi;
 use crate::secrets::global::GlobalSecretsApi;
 use crate::secrets::rotation::RotationApi;
 use crate::socket::SocketApi;
@@ -64,6 +65,7 @@ type Apis = (
     (
         SecretsApi,
         GlobalSecretsApi,
+        DependentsApi,
         RotationApi,
         ModelsApi,
         TokensApi,
@@ -92,11 +94,12 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         (
             SecretsApi,
             GlobalSecretsApi,
+            DependentsApi,
             RotationApi,
             ModelsApi,
             TokensApi,
             TemplatesApi,
-        ),
+                        ),
         RegistryApi,
         A2aApi,
         EventsApi,

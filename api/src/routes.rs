@@ -200,6 +200,17 @@ pub const GUARDED_ROUTES: &[Route] = &[
         Harmless("it is told that there is one of this name"),
     ),
     post("/secrets/rotate-key", Class::Admin, Keyed).strict(&[]),
+    post("/secrets/validate", Class::Admin, Harmless("it only looks")),
+    route(
+        Verb::Get,
+        "/settings/secrets/{key}/dependents",
+        Class::Admin,
+    ),
+    route(
+        Verb::Get,
+        "/workspaces/{id}/secrets/{key}/dependents",
+        Class::Workspace,
+    ),
     route(Verb::Get, "/workspaces/{id}/tokens", Class::Workspace),
     post("/workspaces/{id}/tokens", Class::Workspace, Keyed),
     route(

@@ -1,6 +1,7 @@
 //! Secrets of workspaces (`spec: rest-api` §6.10): set, listed by name, deleted; their values go to their own agent alone.
 
 pub(crate) mod change;
+pub(crate) mod dependents;
 pub(crate) mod global;
 pub(crate) mod rotation;
 

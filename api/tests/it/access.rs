@@ -139,6 +139,7 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
             | "/workspaces/{id}/collapse",
         ) => None,
         (Verb::Post, "/secrets/rotate-key") => None,
+        (Verb::Post, "/secrets/validate") => Some(json!({ "provider": "minimax", "key": "k" })),
         (Verb::Post, "/templates/import") => {
             Some(json!({ "name": "t", "files": { "../out": "refused, so nothing is written" } }))
         }

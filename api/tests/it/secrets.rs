@@ -377,3 +377,32 @@ async fn a_global_secret_is_spread_by_a_job_of_its_own() {
         [&json!({ "key": "OTHER" }), &json!({ "key": "SHARED" })]
     );
 }
+
+#[tokio::test]
+async fn the_dependents_of_a_secret_are_those_that_its_change_restarts() {
+    let app = TestApp::start().await;
+    let without = app.insert_named("without").await;
+    let with_own = app.insert_named("with-own").await;
+    let paused = app.insert_named("paused").await;
+    let own = format!("/workspaces/{}/secrets", with_own.id);
+    let body = json!({ "key": "K", "value": "v" });
+    app.operate(Method::PUT, &own, body).await;
+    app.set_status(paused.id, WorkspaceStatus::Paused).await;
+    let dependents = async |path: &str| {
+        let answer = app.operate(Method::GET, path, Value::Null).await;
+        answer["dependents"].clone()
+    };
+    assert_eq!(
+        dependents("/settings/secrets/K/dependents").await,
+        json!([without.id])
+    );
+    let of = |id| format!("/workspaces/{id}/secrets/K/dependents");
+    assert_eq!(dependents(&of(with_own.id)).await, json!([with_own.id]));
+    assert_eq!(dependents(&of(paused.id)).await, json!([]));
+    let body = json!({ "provider": "minimax", "key": "k" });
+    let validity = app.operate(Method::POST, "/secrets/validate", body).await;
+    assert_eq!(
+        validity,
+        json!({ "valid": false, "error": "validation is not available for this provider" })
+    );
+}

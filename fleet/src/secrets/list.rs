@@ -63,16 +63,17 @@ pub async fn list_global_secrets(conn: &mut PgConnection) -> Result<Vec<SecretEn
     .await?)
 }
 
-/// The next workspace, in the order of ids, that a global secret reaches: one that runs or is to run, here, without a
-/// secret of its own by that name.
+/// The workspaces, in the order of ids and at most so many, that a global secret reaches: those that run or are to run,
+/// here, without a secret of their own by that name.
 ///
 /// # Errors
 /// [`FleetError::Database`].
-pub async fn next_affected_workspace(
+pub async fn list_affected_workspaces(
     conn: &mut PgConnection,
     key: &str,
     after: Option<WorkspaceId>,
-) -> Result<Option<WorkspaceId>, FleetError> {
+    most: i64,
+) -> Result<Vec<WorkspaceId>, FleetError> {
     let untouched = [
         WorkspaceStatus::Removed,
         WorkspaceStatus::Paused,
@@ -82,12 +83,13 @@ pub async fn next_affected_workspace(
         r#"SELECT id AS "id: WorkspaceId" FROM workspaces AS w
            WHERE ($2::uuid IS NULL OR id > $2) AND status <> ALL($3) AND runtime <> $4
              AND NOT EXISTS (SELECT 1 FROM workspace_secrets WHERE workspace_id = w.id AND key = $1)
-           ORDER BY id LIMIT 1"#,
+           ORDER BY id LIMIT $5"#,
         key,
         after as Option<WorkspaceId>,
         &untouched[..] as &[WorkspaceStatus],
         EXTERNAL,
+        most,
     )
-    .fetch_optional(conn)
+    .fetch_all(conn)
     .await?)
 }

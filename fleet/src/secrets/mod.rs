@@ -14,7 +14,9 @@ mod rotation;
 mod sealer;
 mod store;
 
-pub use list::{SecretEntry, list_global_secrets, list_workspace_secrets, next_affected_workspace};
+pub use list::{
+    SecretEntry, list_affected_workspaces, list_global_secrets, list_workspace_secrets,
+};
 pub use rotation::{
     Prospect, Rotation, RotationError, check_rotation, count_sealed_otherwise, rotate_part,
 };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use longshore_base::{WorkspaceId, failpoint};
 use longshore_fleet::FleetError;
-use longshore_fleet::secrets::next_affected_workspace;
+use longshore_fleet::secrets::list_affected_workspaces;
 use longshore_fleet::workspace::lock_workspace;
 use longshore_ledger::{
     Admitter, Enqueued, Executor, Fenced, JobError, LedgerError, Policy, Progress, RunContext,
@@ -101,7 +101,8 @@ impl SecretFanoutExecutor {
         spread: &Spread,
     ) -> Result<Option<Spread>, SpreadError> {
         let mut tx = ctx.begin().await?;
-        let Some(id) = next_affected_workspace(tx.connection(), key, spread.after).await? else {
+        let found = list_affected_workspaces(tx.connection(), key, spread.after, 1).await?;
+        let Some(id) = found.first().copied() else {
             return Ok(None);
         };
         let mut next = Spread {
