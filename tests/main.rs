@@ -35,6 +35,7 @@ mod crash;
 mod fencing;
 mod hibernate;
 mod idempotency;
+mod imports;
 mod jobs;
 mod leaks;
 mod outage;

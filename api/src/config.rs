@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use longshore_base::Secret;
+use longshore_jobs::import::ImportPace;
 
 /// What the API must be told. Nothing here is read from the environment by the API itself.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct ApiConfig {
     pub idempotency_ttl: Duration,
     /// How long a delete waits for what it stops before it answers that this goes on.
     pub removal_wait: Duration,
+    /// How fast an organisation is brought up that was imported.
+    pub import_pace: ImportPace,
     /// Version of the binary, shown by `/readyz?verbose`.
     pub version: &'static str,
     /// A managed agent silent for longer is lost: how often this process has to say that it accepts heartbeats.

@@ -6,6 +6,7 @@ use poem_openapi::{LicenseObject, OpenApiService, Tags};
 use serde_json::Value;
 
 use crate::a2a::A2aApi;
+use crate::bundles::BundlesApi;
 use crate::events::EventsApi;
 use crate::health::HealthApi;
 use crate::holds::HoldsApi;
@@ -14,6 +15,7 @@ use crate::jobs::bulk::BulkJobsApi;
 use crate::jobs::retry::RetryApi;
 use crate::leaks::LeaksApi;
 use crate::models::ModelsApi;
+use crate::orgs::OrgsApi;
 use crate::queues::QueuesApi;
 use crate::queues::weights::WeightsApi;
 use crate::reconcilers::ReconcilersApi;
@@ -39,7 +41,7 @@ pub(crate) enum Tag {
     Secrets,
     /// Tokens of workspaces and of organisations.
     Tokens,
-    /// What workspaces can be created from.
+    /// What workspaces, and whole trees of them, can be created from.
     Templates,
     /// What agents call: register, heartbeat, find each other.
     Registry,
@@ -70,6 +72,8 @@ type Apis = (
         ModelsApi,
         TokensApi,
         TemplatesApi,
+        BundlesApi,
+        OrgsApi,
     ),
     RegistryApi,
     A2aApi,
@@ -99,7 +103,9 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
             ModelsApi,
             TokensApi,
             TemplatesApi,
-                        ),
+            BundlesApi,
+            OrgsApi,
+        ),
         RegistryApi,
         A2aApi,
         EventsApi,

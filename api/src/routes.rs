@@ -199,6 +199,10 @@ pub const GUARDED_ROUTES: &[Route] = &[
         Class::Admin,
         Harmless("it is told that there is one of this name"),
     ),
+    route(Verb::Get, "/bundles/export/{id}", Class::Admin),
+    post("/bundles/import", Class::Admin, Keyed),
+    route(Verb::Get, "/org/templates", Class::Admin),
+    post("/org/import", Class::Admin, Keyed),
     post("/secrets/rotate-key", Class::Admin, Keyed).strict(&[]),
     post("/secrets/validate", Class::Admin, Harmless("it only looks")),
     route(

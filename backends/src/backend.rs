@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::Stream;
 use longshore_base::{Timestamp, WorkspaceId};
 
-use crate::{BackendError, StartSpec};
+use crate::{BackendError, ConfigFile, StartSpec};
 
 /// Names of the steps a start reports, in their order. The caller adds its own before and after.
 pub mod steps {
@@ -75,6 +75,11 @@ pub trait Backend: Send + Sync {
         _image: &str,
     ) -> Result<KeptConfig, BackendError> {
         Ok(KeptConfig::Elsewhere)
+    }
+
+    /// The files in the workspace's `/configs`, as its agent has them now. `None` where there is no container to look into.
+    async fn read_files(&self, _id: WorkspaceId) -> Result<Option<Vec<ConfigFile>>, BackendError> {
+        Ok(None)
     }
 
     /// Whether a start takes away what an older generation left, so that a restart whose stop failed may go on at once.

@@ -19,8 +19,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, completions, config, holds, jobs, leaks, lifecycle, migrate, openapi, queues, reconcilers,
-    secrets, top, up, worker, workers, workspaces,
+    api, bundles, completions, config, holds, jobs, leaks, lifecycle, migrate, openapi, orgs, queues, reconcilers, secrets, top, up, worker, workers, workspaces,
 };
 use exit::Exit;
 use settings::log::LogSettings;
@@ -69,6 +68,10 @@ enum Command {
     Collapse(lifecycle::CollapseArgs),
     /// List, set and delete secrets, of one workspace or of all.
     Secrets(secrets::SecretsArgs),
+    /// Take workspaces out as documents, with all below them, and bring such documents in.
+    Bundles(bundles::BundlesArgs),
+    /// Make whole organisations of templates.
+    Orgs(orgs::OrgsArgs),
     /// List, show, follow, cancel, retry and discard jobs.
     Jobs(Box<jobs::JobsArgs>),
     /// Look at queues; pause, drain, close, resume and limit them.
@@ -142,6 +145,8 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Expand(args) => Box::pin(lifecycle::expand(args)).await,
             Command::Collapse(args) => Box::pin(lifecycle::collapse(args)).await,
             Command::Secrets(args) => Box::pin(secrets::run(args)).await,
+            Command::Bundles(args) => Box::pin(bundles::run(args)).await,
+            Command::Orgs(args) => Box::pin(orgs::run(args)).await,
             Command::Jobs(args) => Box::pin(jobs::run(*args)).await,
             Command::Queues(args) => Box::pin(queues::run(args)).await,
             Command::Holds(args) => Box::pin(holds::run(args)).await,

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use crate::Fleet;
 use crate::prepare::PrepareError;
-use crate::restart_template::{self, TemplateChoice};
+use crate::restart_template::{self, ORG_TEMPLATES, TemplateChoice};
 use crate::runtimes::DEFAULT_RUNTIME;
 use crate::templates::CONFIG_FILE;
 use crate::workspace::Workspace;
 use crate::yaml;
 
-const GENERATED_MODE: u32 = 0o644;
+pub(crate) const GENERATED_MODE: u32 = 0o644;
+/// Variables of an organisation. They become secrets, so nothing puts them into a container as a file.
+pub(crate) const ENV_FILE: &str = ".env";
 /// A template is prompts and scripts. All of it is held in memory on its way, several at a time.
 const MAX_TREE_BYTES: u64 = 64 << 20;
 /// Shell, Python and Markdown files that were edited on Windows would not run in the container.
@@ -58,12 +60,17 @@ pub struct ConfigFile {
 }
 
 /// Decides the source: the template named at create; if that is not there, the default one of the runtime; else the
-/// generated configuration. A template without a `config.yaml` gives way to the runtime's default, too.
+/// generated configuration. A template without a `config.yaml` gives way to the runtime's default, too, unless `imported`,
+/// which goes over it, has one.
 ///
 /// # Errors
 /// [`PrepareError::NoConfig`]: the named template is there, but neither it nor a default has a `config.yaml`. An agent
 /// started without one would crash for ever.
-pub fn resolve(fleet: &Fleet, workspace: &Workspace) -> Result<ConfigSource, PrepareError> {
+pub fn resolve(
+    fleet: &Fleet,
+    workspace: &Workspace,
+    imported: &[ConfigFile],
+) -> Result<ConfigSource, PrepareError> {
     let Some(named) = workspace
         .template
         .as_deref()
@@ -72,10 +79,8 @@ pub fn resolve(fleet: &Fleet, workspace: &Workspace) -> Result<ConfigSource, Pre
         return Ok(ConfigSource::Generated);
     };
     let found = find(fleet, named);
-    let usable = |source: &ConfigSource| match source {
-        ConfigSource::Template { directory, .. } => directory.join(CONFIG_FILE).is_file(),
-        ConfigSource::Generated | ConfigSource::Kept(_) => true,
-    };
+    let brings_config = imported.iter().any(|file| file.path == CONFIG_FILE);
+    let usable = |source: &ConfigSource| brings_config || has_config(source);
     if let Some(source) = found.clone().filter(usable) {
         return Ok(source);
     }
@@ -104,22 +109,21 @@ pub fn resolve_again(
     workspace: &Workspace,
     choice: &TemplateChoice,
     kept: Kept,
+    imported: &[ConfigFile],
 ) -> Result<ConfigSource, PrepareError> {
     let chosen = choice.resolve(fleet, &workspace.name, &workspace.runtime);
     let chosen = chosen.directory.map(|directory| ConfigSource::Template {
         label: chosen.label,
         directory,
     });
-    let has_config = |source: &ConfigSource| match source {
-        ConfigSource::Template { directory, .. } => directory.join(CONFIG_FILE).is_file(),
-        ConfigSource::Generated | ConfigSource::Kept(_) => true,
-    };
     match (chosen, kept) {
         (Some(template), Kept::Found(_) | Kept::Unknown) => Ok(template),
         (Some(template), Kept::Missing) if has_config(&template) => Ok(template),
         (None, Kept::Found(text)) => Ok(ConfigSource::Kept(Some(text))),
         (None, Kept::Unknown) => Ok(ConfigSource::Kept(None)),
-        (_, Kept::Missing) if workspace.last_heartbeat_at.is_none() => resolve(fleet, workspace),
+        (_, Kept::Missing) if workspace.last_heartbeat_at.is_none() => {
+            resolve(fleet, workspace, imported)
+        }
         (_, Kept::Missing) => restart_template::default_of(fleet, &workspace.runtime)
             .and_then(|default| {
                 Some(ConfigSource::Template {
@@ -129,6 +133,13 @@ pub fn resolve_again(
             })
             .filter(has_config)
             .ok_or(PrepareError::EmptyVolume),
+    }
+}
+
+fn has_config(source: &ConfigSource) -> bool {
+    match source {
+        ConfigSource::Template { directory, .. } => directory.join(CONFIG_FILE).is_file(),
+        ConfigSource::Generated | ConfigSource::Kept(_) => true,
     }
 }
 
@@ -162,7 +173,14 @@ pub fn files(
             Ok(vec![ConfigFile {
                 path: CONFIG_FILE.to_owned(),
                 mode: GENERATED_MODE,
-                bytes: generate(workspace, &runtime, model).into_bytes(),
+                bytes: generate(&GeneratedConfig {
+                    name: &workspace.name,
+                    role: workspace.role.as_deref().unwrap_or(""),
+                    tier: workspace.tier,
+                    runtime: &runtime,
+                    model,
+                })
+                .into_bytes(),
             }])
         }
         ConfigSource::Template { label, directory } => {
@@ -174,6 +192,9 @@ pub fn files(
                     source,
                 }
             })?;
+            if label.starts_with(ORG_TEMPLATES) {
+                files.retain(|file| file.path != ENV_FILE);
+            }
             Ok(files)
         }
     }
@@ -195,7 +216,7 @@ pub fn effective<'a>(source: &ConfigSource, files: &'a [ConfigFile]) -> Cow<'a, 
     }
 }
 
-fn read_tree(
+pub(crate) fn read_tree(
     directory: &Path,
     prefix: &str,
     left: &mut u64,
@@ -249,21 +270,33 @@ fn with_unix_lines(path: &str, bytes: Vec<u8>) -> Vec<u8> {
     fixed
 }
 
-/// The `config.yaml` of a workspace without a template. `runtime` must be a known one: it is not quoted.
-fn generate(workspace: &Workspace, runtime: &str, model: Option<&str>) -> String {
-    let default_model = if runtime == DEFAULT_RUNTIME {
+/// What a generated `config.yaml` says.
+pub(crate) struct GeneratedConfig<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) role: &'a str,
+    pub(crate) tier: i32,
+    /// Must be a known one: it is not quoted.
+    pub(crate) runtime: &'a str,
+    pub(crate) model: Option<&'a str>,
+}
+
+/// The `config.yaml` of a workspace without a template.
+pub(crate) fn generate(config: &GeneratedConfig<'_>) -> String {
+    let default_model = if config.runtime == DEFAULT_RUNTIME {
         "sonnet"
     } else {
         "anthropic:claude-opus-4-7"
     };
-    let model = model
+    let model = config
+        .model
         .filter(|model| !model.is_empty())
         .unwrap_or(default_model);
     format!(
-        "name: {}\ndescription: {}\nversion: 1.0.0\ntier: {}\nruntime: {runtime}\nmodel: {}\nruntime_config:\n  timeout: 0\n",
-        quoted(&workspace.name),
-        quoted(workspace.role.as_deref().unwrap_or("")),
-        workspace.tier,
+        "name: {}\ndescription: {}\nversion: 1.0.0\ntier: {}\nruntime: {}\nmodel: {}\nruntime_config:\n  timeout: 0\n",
+        quoted(config.name),
+        quoted(config.role),
+        config.tier,
+        config.runtime,
         quoted(model),
     )
 }

@@ -26,13 +26,16 @@ pub mod registry;
 pub mod sweep;
 pub mod url_safety;
 
+pub mod bundle;
 pub mod config_source;
 pub mod environment;
 pub mod images;
+pub mod import;
 pub mod inbound_secret;
 pub mod instances;
 pub mod leaks;
 pub mod models;
+pub mod org;
 pub mod preflight;
 pub mod prepare;
 pub mod provisioning;

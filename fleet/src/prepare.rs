@@ -37,6 +37,9 @@ pub enum PrepareError {
         /// What the file system said.
         source: std::io::Error,
     },
+    /// What an import brought for it could not be read.
+    #[error("the files that were imported for the workspace cannot be read")]
+    Imported(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database did not answer.
     #[error("the workspace's data cannot be read")]
     Fleet(#[from] FleetError),
@@ -60,7 +63,9 @@ impl PrepareError {
                  delete the workspace or supply a template"
                     .to_owned()
             }
-            Self::Template { .. } | Self::Fleet(_) => "provisioning failed".to_owned(),
+            Self::Template { .. } | Self::Imported(_) | Self::Fleet(_) => {
+                "provisioning failed".to_owned()
+            }
         }
     }
 
@@ -74,6 +79,7 @@ impl PrepareError {
             | Self::NoConfig { .. }
             | Self::EmptyVolume
             | Self::Template { .. }
+            | Self::Imported(_)
             | Self::Fleet(_) => json!({}),
         }
     }
@@ -83,6 +89,7 @@ impl PrepareError {
     pub const fn retryable(&self) -> bool {
         match self {
             Self::Fleet(error) => error.retryable(),
+            Self::Imported(_) => true,
             Self::GlobalSecret(_)
             | Self::WorkspaceSecret(_)
             | Self::MissingEnv { .. }

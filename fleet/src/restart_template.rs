@@ -13,7 +13,7 @@ use crate::templates::{CONFIG_FILE, Templates};
 /// The label of a restart that applies no template.
 pub const EXISTING_VOLUME: &str = "existing-volume";
 /// Where the templates of organisations are, below the root.
-const ORG_TEMPLATES: &str = "org-templates";
+pub(crate) const ORG_TEMPLATES: &str = "org-templates";
 /// Directories that belong to workspaces; not found by the name inside.
 const OF_WORKSPACES: &str = "ws-";
 

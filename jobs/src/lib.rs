@@ -10,6 +10,7 @@ pub mod conflicts;
 pub mod deployment;
 #[cfg(feature = "failpoints")]
 pub mod effect;
+pub mod import;
 mod instances;
 pub mod place;
 pub mod provision;

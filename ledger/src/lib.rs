@@ -36,6 +36,7 @@ mod kind;
 mod maintenance;
 mod overdue;
 pub mod ownership;
+mod payload;
 mod policy;
 mod reader;
 mod reaper;
@@ -58,6 +59,7 @@ pub use history::{Pruned, Retention, ensure_partitions, list_due, list_pruned_ou
 pub use job::{ClaimedJob, LedgerError, Outcome, Progress, TerminalJob};
 pub use kind::{Executor, HookError, Hooks, KindSpec, Kinds, Revival};
 pub use overdue::{OverdueRun, list_overdue_runs, take_overdue_run};
+pub use payload::{drop_payloads, find_payload, save_payload};
 pub use policy::{Backoff, Jitter, Policy};
 pub use revive::{DiscardOutcome, Retried, RetryOutcome, discard, retry, retry_many};
 pub use run::{RunContext, Stopped};

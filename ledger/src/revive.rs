@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::finish::{End, end, lock};
 use crate::job::State;
-use crate::{Kinds, LedgerError, Outcome, Revival, TerminalJob};
+use crate::{Kinds, LedgerError, Outcome, Revival, TerminalJob, payload};
 
 /// What a retry did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,6 +198,7 @@ pub async fn discard(
             None => format!("discarded by {by}"),
         };
         let how = End::new(Outcome::Cancelled, Some(text));
+        payload::drop_of_jobs(&mut *tx, &[id.0]).await?;
         return Ok(DiscardOutcome::Discarded(end(tx, kinds, live, how).await?));
     }
     if discard_dead(&mut *tx, &[id]).await? > 0 {
@@ -213,6 +214,7 @@ pub async fn discard(
 /// Puts dead jobs away; answers how many there were.
 pub(crate) async fn discard_dead(tx: &mut PgConnection, ids: &[JobId]) -> Result<u64, LedgerError> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    payload::drop_of_jobs(&mut *tx, &ids).await?;
     let gone = sqlx::query!(
         "UPDATE job_history SET outcome = $2, revision = revision + 1 WHERE id = ANY ($1) AND outcome = 'dead'",
         &ids,

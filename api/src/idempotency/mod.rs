@@ -218,7 +218,7 @@ impl<'a> ApiExtractor<'a> for IdempotencyKey {
         Some(String::schema_ref())
     }
 
-    /// Reads the body and puts it back for whoever parses it.
+    /// Reads the body and puts it back for whoever parses it, and knows how long it may be.
     async fn from_request(
         request: &'a Request,
         body: &mut RequestBody,
@@ -230,7 +230,7 @@ impl<'a> ApiExtractor<'a> for IdempotencyKey {
         let granted = RequestContext::of(request)?
             .granted()
             .ok_or_else(|| ApiError::internal("internal error", "a keyed route without caller"))?;
-        let bytes = body::read(request, body.take()?, body::JSON_LIMIT).await?;
+        let bytes = body::read(request, body.take()?, body::FILES_LIMIT).await?;
         *body = RequestBody::new(bytes.clone().into());
         Ok(Self(Some(Presented {
             key,

@@ -140,6 +140,8 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
         ) => None,
         (Verb::Post, "/secrets/rotate-key") => None,
         (Verb::Post, "/secrets/validate") => Some(json!({ "provider": "minimax", "key": "k" })),
+        (Verb::Post, "/bundles/import") => Some(json!({ "name": "imported" })),
+        (Verb::Post, "/org/import") => Some(json!({ "dir": "nowhere" })),
         (Verb::Post, "/templates/import") => {
             Some(json!({ "name": "t", "files": { "../out": "refused, so nothing is written" } }))
         }

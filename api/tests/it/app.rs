@@ -20,6 +20,7 @@ use longshore_fleet::secrets::Sealer;
 use longshore_fleet::status::WorkspaceStatus;
 use longshore_fleet::workspace::{NewWorkspace, create_workspace};
 use longshore_fleet::{DeployMode, Fleet, FleetConfig, tokens};
+use longshore_jobs::import::ImportPace;
 use longshore_ledger::{Admitter, HintConfig, Hints, KindSpec, Kinds, NewJob, enqueue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -68,6 +69,7 @@ impl Default for Options {
                 a2a_idle_timeout: Duration::from_secs(5),
                 idempotency_ttl: ApiConfig::DEFAULT_IDEMPOTENCY_TTL,
                 removal_wait: Duration::from_millis(50),
+                import_pace: ImportPace::DEFAULT,
                 version: "test",
                 liveness_ttl: EventsConfig::DEFAULT_LIVENESS_TTL,
             },

@@ -10,6 +10,7 @@ mod events;
 mod health;
 mod holds;
 mod idempotency;
+mod imports;
 mod jobs;
 mod leaks;
 mod lifecycle;

@@ -7,8 +7,7 @@ use longshore_base::WorkspaceId;
 
 use super::engine::{Docker, Engine, LOOK_LIMIT, call_within};
 use crate::{
-    Backend, BackendError, Delivers, Inventory, KeptConfig, ListedContainer, LogStream, LogsQuery,
-    Manner, MarkedKind, StartSpec, StartWatch, Started, StopTarget, VolumeScope,
+    Backend, BackendError, ConfigFile, Delivers, Inventory, KeptConfig, ListedContainer, LogStream, LogsQuery, Manner, MarkedKind, StartSpec, StartWatch, Started, StopTarget, VolumeScope,
 };
 
 /// A pull takes 300 s at most, everything else of a start 180 s (spec: lifecycle §13.2); a start finds what an earlier one
@@ -72,6 +71,10 @@ impl Backend for Docker {
 
     async fn read_config(&self, id: WorkspaceId, image: &str) -> Result<KeptConfig, BackendError> {
         self.kept_config(id, image).await
+    }
+
+    async fn read_files(&self, id: WorkspaceId) -> Result<Option<Vec<ConfigFile>>, BackendError> {
+        self.kept_files(id).await
     }
 
     fn replaces_on_start(&self) -> bool {

@@ -88,6 +88,7 @@ impl Core {
             a2a_idle_timeout: settings.a2a_idle_timeout,
             idempotency_ttl: settings.idempotency_ttl,
             removal_wait: ApiConfig::DEFAULT_REMOVAL_WAIT,
+            import_pace: self.settings.import_pace(),
             version: env!("CARGO_PKG_VERSION"),
             liveness_ttl: self.liveness_ttl,
         }

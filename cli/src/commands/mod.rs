@@ -2,6 +2,7 @@
 //! commands are clients of the API and know nothing of them.
 
 pub(crate) mod api;
+pub(crate) mod bundles;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod holds;
@@ -10,6 +11,7 @@ pub(crate) mod leaks;
 pub(crate) mod lifecycle;
 pub(crate) mod migrate;
 pub(crate) mod openapi;
+pub(crate) mod orgs;
 pub(crate) mod queues;
 pub(crate) mod reconcilers;
 pub(crate) mod secrets;

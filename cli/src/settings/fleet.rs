@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use longshore_fleet::restarting::RestartBudget;
+use longshore_jobs::import::ImportPace;
 
 use super::{SettingError, parse};
 
@@ -130,6 +131,26 @@ pub(crate) struct FleetSettings {
     )]
     auto_restart_window: Duration,
 
+    /// Workspaces of one imported organisation that are brought up at once, 1 to 64.
+    #[arg(
+        long = "import-concurrency",
+        env = "IMPORT_CONCURRENCY",
+        value_name = "N",
+        default_value_t = ImportPace::DEFAULT.at_once,
+        value_parser = clap::value_parser!(u16).range(1..=64)
+    )]
+    import_concurrency: u16,
+
+    /// Milliseconds between the starts of two workspaces that an imported organisation has below the same one.
+    #[arg(
+        long = "import-pause",
+        env = "IMPORT_PAUSE_MS",
+        value_name = "MILLISECONDS",
+        default_value_t = 2000,
+        value_parser = clap::value_parser!(u64).range(0..=600_000)
+    )]
+    import_pause_ms: u64,
+
     /// Whether this process itself runs in a container, where a workspace's `127.0.0.1` address means nothing. Unset:
     /// whether `/.dockerenv` exists and the gateway of the workspace network is not an address of this machine.
     #[arg(long = "in-docker", env = "LONGSHORE_IN_DOCKER", value_name = "BOOL", value_parser = parse::boolean, action = clap::ArgAction::Set)]
@@ -176,6 +197,14 @@ impl FleetSettings {
         RestartBudget {
             most: self.auto_restart_max,
             window: self.auto_restart_window,
+        }
+    }
+
+    /// How fast an imported organisation is brought up.
+    pub(crate) const fn import_pace(&self) -> ImportPace {
+        ImportPace {
+            at_once: self.import_concurrency,
+            apart: Duration::from_millis(self.import_pause_ms),
         }
     }
 

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
-use std::path::{Component, Path};
+use std::path::Path;
 
 use longshore_base::ids;
 
 use super::CONFIG_FILE;
+use crate::import::is_inside;
 use crate::yaml::quoted;
 
 /// Files in one template.
@@ -102,16 +103,6 @@ fn write(directory: &Path, name: &str, files: &BTreeMap<String, String>) -> io::
         std::fs::write(directory.join(CONFIG_FILE), generate(name, files))?;
     }
     Ok(())
-}
-
-/// A relative path without any step up, hidden or not.
-fn is_inside(path: &str) -> bool {
-    let plain = |part| matches!(part, Component::Normal(_));
-    !path.is_empty()
-        && !path.contains("..")
-        && !path.contains('\0')
-        && !path.ends_with('/')
-        && Path::new(path).components().all(plain)
 }
 
 /// Lower case; letters, digits, `_` and dashes stay, spaces become dashes, everything else goes.

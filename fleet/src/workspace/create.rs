@@ -215,7 +215,7 @@ async fn check(fleet: &Fleet, new: NewWorkspace) -> Result<Checked, CreateError>
     })
     .map_err(invalid)?;
     let id = WorkspaceId::random();
-    let tier = parse_tier(new.tier, fleet.config.max_tier)?;
+    let tier = check_new_tier(new.tier, fleet.config.max_tier)?;
     let template = non_empty(new.template);
     let (runtime, model) = choose_runtime(
         fleet,
@@ -271,7 +271,11 @@ async fn check(fleet: &Fleet, new: NewWorkspace) -> Result<Checked, CreateError>
     })
 }
 
-fn parse_tier(asked: Option<i64>, max: i32) -> Result<i32, CreateError> {
+/// The tier of a new workspace, which may ask for one.
+///
+/// # Errors
+/// [`CreateError::InvalidFields`], [`CreateError::TierNotAllowed`].
+pub(crate) fn check_new_tier(asked: Option<i64>, max: i32) -> Result<i32, CreateError> {
     let tier = match asked {
         // The default is what an installation that allows less gives.
         None | Some(0) => FleetConfig::DEFAULT_TIER.min(max),
@@ -456,18 +460,18 @@ mod tests {
 
     #[test]
     fn an_omitted_tier_is_two_or_the_most_there_is() {
-        assert!(matches!(parse_tier(None, 2), Ok(2)));
-        assert!(matches!(parse_tier(Some(0), 4), Ok(2)));
-        assert!(matches!(parse_tier(None, 1), Ok(1)));
-        assert!(matches!(parse_tier(Some(4), 4), Ok(4)));
-        let refused = parse_tier(Some(4), 2).unwrap_err();
+        assert!(matches!(check_new_tier(None, 2), Ok(2)));
+        assert!(matches!(check_new_tier(Some(0), 4), Ok(2)));
+        assert!(matches!(check_new_tier(None, 1), Ok(1)));
+        assert!(matches!(check_new_tier(Some(4), 4), Ok(4)));
+        let refused = check_new_tier(Some(4), 2).unwrap_err();
         assert_eq!(
             refused.to_string(),
             "tier 4 is not allowed here: LONGSHORE_MAX_TIER is 2"
         );
         for out in [-1, 5, 9, i64::MAX] {
             assert!(matches!(
-                parse_tier(Some(out), 4),
+                check_new_tier(Some(out), 4),
                 Err(CreateError::InvalidFields { .. })
             ));
         }

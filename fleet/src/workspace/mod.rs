@@ -16,6 +16,7 @@ mod row;
 mod team;
 pub(crate) mod tree;
 
+pub(crate) use create::check_new_tier;
 pub use create::{CreateError, NewWorkspace, Position, create_workspace};
 pub use hibernate::{
     HibernateError, claim_hibernation, claim_idle, list_idle, list_stuck_hibernating,

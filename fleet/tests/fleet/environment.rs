@@ -234,7 +234,7 @@ async fn the_configuration_comes_from_the_named_template_a_default_or_nowhere() 
         };
         setup.create(new).await
     };
-    let label = |workspace: &Workspace| match config_source::resolve(&setup.fleet, workspace) {
+    let label = |workspace: &Workspace| match config_source::resolve(&setup.fleet, workspace, &[]) {
         Ok(ConfigSource::Template { label, .. }) => label,
         Ok(ConfigSource::Generated) => "(generated)".to_owned(),
         Ok(ConfigSource::Kept(_)) => "(kept)".to_owned(),
@@ -254,7 +254,7 @@ async fn the_configuration_comes_from_the_named_template_a_default_or_nowhere() 
         "(no config.yaml for template empty)"
     );
 
-    let source = config_source::resolve(&setup.fleet, &lead).unwrap();
+    let source = config_source::resolve(&setup.fleet, &lead, &[]).unwrap();
     let files = config_source::files(&setup.fleet, &lead, &source, None).unwrap();
     let found: Vec<_> = files
         .iter()
@@ -293,7 +293,7 @@ async fn a_template_too_large_for_memory_is_refused_unread() {
         ..named("n")
     };
     let workspace = setup.create(new).await;
-    let source = config_source::resolve(&setup.fleet, &workspace).unwrap();
+    let source = config_source::resolve(&setup.fleet, &workspace, &[]).unwrap();
     let refused = config_source::files(&setup.fleet, &workspace, &source, None).unwrap_err();
     assert_eq!(refused.public(), "provisioning failed");
 }

@@ -15,7 +15,7 @@ use longshore_fleet::provisioning::{Begin, mark_failed, reopen};
 use longshore_fleet::workspace::{Workspace, organisation_root};
 use longshore_ledger::{
     Backoff, Enqueued, HookError, Hooks, Jitter, LedgerError, NewJob, Outcome, Policy, Revival,
-    TerminalJob, enqueue,
+    TerminalJob, drop_payloads, enqueue, find_payload,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -59,6 +59,10 @@ pub enum Cause {
     Create,
     /// The team it belongs to was expanded.
     Expand,
+    /// It came with a bundle.
+    BundleImport,
+    /// It came with an organisation's template.
+    OrgImport,
     /// A paused workspace was resumed.
     Resume,
     /// Somebody wants to talk to a hibernated one.
@@ -71,14 +75,19 @@ impl Cause {
         match self {
             Self::Create => 1,
             Self::Resume | Self::Wake => 2,
-            Self::Expand => 3,
+            Self::Expand | Self::BundleImport | Self::OrgImport => 3,
         }
+    }
+
+    /// Whether files came with the request.
+    const fn brings_files(self) -> bool {
+        matches!(self, Self::BundleImport | Self::OrgImport)
     }
 
     /// Whether it is brought up for the first time, with what was asked for then.
     const fn is_first(self) -> bool {
         match self {
-            Self::Create | Self::Expand => true,
+            Self::Create | Self::Expand | Self::BundleImport | Self::OrgImport => true,
             Self::Resume | Self::Wake => false,
         }
     }
@@ -106,6 +115,28 @@ pub async fn request(
     cause: Cause,
     created_by: &str,
 ) -> Result<Enqueued, LedgerError> {
+    request_in_turn(tx, workspace, (cause, &Turn::default()), created_by).await
+}
+
+/// What a provision waits for, beside its workspace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Not before this much from now.
+    pub(crate) delay: Duration,
+    /// What it shares with others and must have for itself while it runs.
+    pub(crate) keys: Vec<String>,
+}
+
+/// The same, of one that waits for its turn.
+///
+/// # Errors
+/// [`LedgerError`]; nothing may be committed then.
+pub(crate) async fn request_in_turn(
+    tx: &mut PgConnection,
+    workspace: &Workspace,
+    (cause, turn): (Cause, &Turn),
+    created_by: &str,
+) -> Result<Enqueued, LedgerError> {
     let args = Args {
         workspace_id: workspace.id,
         cause,
@@ -122,12 +153,15 @@ pub async fn request(
             queue,
             tenant: tenant.to_string(),
             workspace_id: Some(workspace.id),
-            keys: vec![workspace_key(workspace.id)],
+            keys: [workspace_key(workspace.id)]
+                .into_iter()
+                .chain(turn.keys.iter().cloned())
+                .collect(),
             dedupe_key: Some(workspace.id.to_string()),
             args: serde_json::to_value(&args).unwrap_or_default(),
             args_version: cause.args_version(),
             priority: 0,
-            delay: Duration::ZERO,
+            delay: turn.delay,
             deadline: DEADLINE,
             max_attempts: MAX_ATTEMPTS,
             created_by: created_by.to_owned(),
@@ -146,8 +180,14 @@ impl Hooks for ProvisionHooks {
             return Ok(());
         };
         let reason = match job.outcome {
-            // A newer attempt answers for the row.
-            Outcome::Succeeded | Outcome::Superseded => return Ok(()),
+            // What came with it is in its volume now.
+            Outcome::Succeeded => {
+                return drop_payloads(tx, &[id])
+                    .await
+                    .map_err(|source| HookError::new("dropping what was imported", source));
+            }
+            // A newer attempt answers for the row, and may need what came with it.
+            Outcome::Superseded => return Ok(()),
             Outcome::Dead => job.reason.as_deref().unwrap_or("provisioning failed"),
             Outcome::Cancelled => job
                 .reason
@@ -169,6 +209,15 @@ impl Hooks for ProvisionHooks {
         let Some(id) = job.workspace_id else {
             return Ok(Revival::Refused("it is about no workspace".into()));
         };
+        let args = Args::deserialize(&job.args);
+        if args.is_ok_and(|args| args.cause.brings_files()) {
+            let found = find_payload(tx, id).await;
+            let found = found.map_err(|source| HookError::new("looking for its files", source))?;
+            if found.is_none() {
+                let text = "its files are gone: they were put away with the job, or are in its volume already";
+                return Ok(Revival::Refused(text.into()));
+            }
+        }
         let reopened = reopen(tx, id)
             .await
             .map_err(|source| HookError::new(format!("setting workspace {id} back"), source))?;

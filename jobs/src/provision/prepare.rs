@@ -2,11 +2,13 @@
 
 use longshore_backends::{ConfigFile, Delivers, StartSpec, WorkspaceAccess};
 use longshore_base::{Secret, failpoint};
+use longshore_fleet::config_source::ConfigSource;
+use longshore_fleet::import::ImportedFiles;
 use longshore_fleet::workspace::{Workspace, WorkspaceAccess as Access};
 use longshore_fleet::{
     Fleet, PrepareError, config_source, environment, images, inbound_secret, preflight, tokens,
 };
-use longshore_ledger::FencedTx;
+use longshore_ledger::{FencedTx, find_payload};
 use uuid::Uuid;
 
 use super::run::{ConfigPlan, Plan};
@@ -33,13 +35,18 @@ pub(super) async fn prepare(
             environment::build_without_identity(tx.connection(), fleet, workspace).await?
         }
     };
+    let imported = imported_files(tx, fleet, workspace).await?;
     let source = match &plan.config {
-        ConfigPlan::AsCreated => config_source::resolve(fleet, workspace)?,
+        ConfigPlan::AsCreated => config_source::resolve(fleet, workspace, &imported)?,
         ConfigPlan::Again { choice, kept } => {
-            config_source::resolve_again(fleet, workspace, choice, kept.clone())?
+            config_source::resolve_again(fleet, workspace, choice, kept.clone(), &imported)?
         }
     };
-    let from_source = config_source::files(fleet, workspace, &source, env.model())?;
+    let mut from_source = config_source::files(fleet, workspace, &source, env.model())?;
+    if !matches!(source, ConfigSource::Kept(_)) {
+        // Of two files of one name the later counts.
+        from_source.extend(imported);
+    }
     let effective = config_source::effective(&source, &from_source);
     let missing = preflight::missing_env(&effective, &env);
     if !missing.is_empty() {
@@ -86,6 +93,18 @@ pub(super) async fn prepare(
         reset_session: plan.reset_session || wants_session_reset,
         ..spec_of(workspace, env.vars, run)
     })
+}
+
+/// What an import brought for it, as long as no start has delivered that.
+async fn imported_files(
+    tx: &mut FencedTx,
+    fleet: &Fleet,
+    workspace: &Workspace,
+) -> Result<Vec<config_source::ConfigFile>, PrepareError> {
+    let payload = find_payload(tx.connection(), workspace.id)
+        .await
+        .map_err(|error| PrepareError::Imported(Box::new(error)))?;
+    Ok(ImportedFiles::of_payload(payload).read(fleet))
 }
 
 /// What every backend is told.

@@ -24,7 +24,7 @@ use longshore_fleet::workspace::{RemovedSet, find_workspace, organisation_root};
 use longshore_ledger::inspect::{find_checkpoint, find_job};
 use longshore_ledger::{
     Backoff, Enqueued, HookError, Hooks, Jitter, Kinds, LedgerError, NewJob, Outcome, Policy,
-    TerminalJob, enqueue, hurry, resolve_conflicts,
+    TerminalJob, drop_payloads, enqueue, hurry, resolve_conflicts,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -136,6 +136,7 @@ pub async fn request(
     };
     let ids: Vec<_> = set.iter().map(|workspace| workspace.id).collect();
     let keys: Vec<_> = ids.iter().copied().map(workspace_key).collect();
+    drop_payloads(tx, &ids).await?;
     let mut removal = Removal {
         pokes: resolve_conflicts(tx, kinds, KIND, &keys, created_by).await?,
         ids,

@@ -18,7 +18,7 @@ use longshore_fleet::restarting::{Asked, check_restart};
 use longshore_fleet::workspace::{Workspace, lock_workspace, organisation_root};
 use longshore_ledger::{
     Backoff, Enqueued, HookError, Hooks, Jitter, LedgerError, NewJob, Outcome, Policy, Revival,
-    TerminalJob, enqueue_merged,
+    TerminalJob, drop_payloads, enqueue_merged,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -223,7 +223,14 @@ pub struct RestartHooks;
 impl Hooks for RestartHooks {
     async fn on_terminal(&self, tx: &mut PgConnection, job: &TerminalJob) -> Result<(), HookError> {
         let reason = match job.outcome {
-            Outcome::Succeeded | Outcome::Superseded => return Ok(()),
+            // What was imported for it is in its volume now.
+            Outcome::Succeeded => {
+                let done = job.workspace_id.as_slice();
+                return drop_payloads(tx, done)
+                    .await
+                    .map_err(|source| HookError::new("dropping what was imported", source));
+            }
+            Outcome::Superseded => return Ok(()),
             Outcome::Dead => job.reason.as_deref().unwrap_or("restart failed"),
             Outcome::Cancelled => job.reason.as_deref().unwrap_or("restart was cancelled"),
         };
