@@ -31,6 +31,7 @@ mod bad_input;
 mod burst;
 mod cli;
 mod cli_queues;
+mod cli_settings;
 mod crash;
 mod fencing;
 mod hibernate;

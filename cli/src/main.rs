@@ -19,7 +19,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, bundles, completions, config, holds, jobs, leaks, lifecycle, migrate, openapi, orgs, queues, reconcilers, secrets, top, up, worker, workers, workspaces,
+    api, bundles, completions, config, holds, jobs, leaks, lifecycle, migrate, models, openapi,
+    orgs, queues, reconcilers, secrets, templates, tokens, top, up, worker, workers, workspaces,
 };
 use exit::Exit;
 use settings::log::LogSettings;
@@ -68,6 +69,14 @@ enum Command {
     Collapse(lifecycle::CollapseArgs),
     /// List, set and delete secrets, of one workspace or of all.
     Secrets(secrets::SecretsArgs),
+    /// Show or set the model of a workspace's agent.
+    Model(models::ChoiceArgs),
+    /// Show or set the provider of a workspace's model.
+    Provider(models::ChoiceArgs),
+    /// List, issue and revoke tokens, of one workspace or of the organisation.
+    Tokens(tokens::TokensArgs),
+    /// List the templates and what is wrong with others; add one.
+    Templates(templates::TemplatesArgs),
     /// Take workspaces out as documents, with all below them, and bring such documents in.
     Bundles(bundles::BundlesArgs),
     /// Make whole organisations of templates.
@@ -145,6 +154,10 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Expand(args) => Box::pin(lifecycle::expand(args)).await,
             Command::Collapse(args) => Box::pin(lifecycle::collapse(args)).await,
             Command::Secrets(args) => Box::pin(secrets::run(args)).await,
+            Command::Model(args) => Box::pin(models::run("model", args)).await,
+            Command::Provider(args) => Box::pin(models::run("provider", args)).await,
+            Command::Tokens(args) => Box::pin(tokens::run(args)).await,
+            Command::Templates(args) => Box::pin(templates::run(args)).await,
             Command::Bundles(args) => Box::pin(bundles::run(args)).await,
             Command::Orgs(args) => Box::pin(orgs::run(args)).await,
             Command::Jobs(args) => Box::pin(jobs::run(*args)).await,

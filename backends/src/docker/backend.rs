@@ -7,7 +7,8 @@ use longshore_base::WorkspaceId;
 
 use super::engine::{Docker, Engine, LOOK_LIMIT, call_within};
 use crate::{
-    Backend, BackendError, ConfigFile, Delivers, Inventory, KeptConfig, ListedContainer, LogStream, LogsQuery, Manner, MarkedKind, StartSpec, StartWatch, Started, StopTarget, VolumeScope,
+    Backend, BackendError, ConfigFile, Delivers, Inventory, KeptConfig, ListedContainer, LogStream,
+    LogsQuery, Manner, MarkedKind, StartSpec, StartWatch, Started, StopTarget, VolumeScope,
 };
 
 /// A pull takes 300 s at most, everything else of a start 180 s (spec: lifecycle §13.2); a start finds what an earlier one
