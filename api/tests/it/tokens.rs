@@ -183,10 +183,21 @@ async fn a_test_token_is_the_admins_and_only_where_it_is_open() {
         "workspace not found"
     );
 
+    let head = app.admin(Method::HEAD, &path).send().await.unwrap();
+    assert_eq!(head.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let listed = app.get(&own).bearer_auth(token).send().await.unwrap();
+    assert_eq!(expect(listed, StatusCode::OK).await["count"], 2);
+
     let closed = TestApp::start().await;
-    let answer = closed.admin(Method::GET, &path).send().await.unwrap();
-    assert_eq!(
-        expect_error(answer, StatusCode::NOT_FOUND).await,
-        "not found"
-    );
+    for (method, path) in [
+        (Method::GET, path.as_str()),
+        (Method::POST, &path),
+        (Method::GET, "/admin/workspaces/none/test-token"),
+    ] {
+        let answer = closed.admin(method, path).send().await.unwrap();
+        assert_eq!(
+            expect_error(answer, StatusCode::NOT_FOUND).await,
+            "not found"
+        );
+    }
 }

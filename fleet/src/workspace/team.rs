@@ -9,10 +9,12 @@ use sqlx::PgConnection;
 use super::event::tell;
 use super::fields::non_empty;
 use super::tree::{TreeLock, lock_tree};
-use super::{CreateError, NewWorkspace, Origin, Workspace, create_workspace, lock_workspace};
+use super::{
+    CreateError, NewWorkspace, Origin, Workspace, create_workspace, find_workspace, lock_workspace,
+};
 use crate::restart_template::named_like;
 use crate::status::WorkspaceStatus;
-use crate::templates::read_config;
+use crate::templates::{Templates, read_config};
 use crate::{Fleet, FleetError};
 
 /// Why a team was not made. The texts are part of the API. Nothing may be committed then.
@@ -64,7 +66,7 @@ struct Member {
 
 /// Makes the workspaces that the template of this one's name puts below it: rows, events, and that of the whole on the
 /// parent. The jobs that bring them up are the caller's to request in the same transaction. Safe to repeat only in that
-/// each call makes a team of its own. Reads the disk. Holds the tree and the parent's row until the transaction ends.
+/// each call makes a team of its own. Holds the tree and the parent's row until the transaction ends.
 ///
 /// # Errors
 /// [`ExpandError`].
@@ -73,13 +75,19 @@ pub async fn expand_team(
     fleet: &Fleet,
     id: WorkspaceId,
 ) -> Result<Vec<Workspace>, ExpandError> {
+    // Before anything is locked: every template may have to be read.
+    let named = find_workspace(tx, id).await?.ok_or(ExpandError::NotFound)?;
+    let members = match named.status {
+        WorkspaceStatus::Removed => return Err(ExpandError::Removed),
+        _ => read_members(fleet, named.name).await?,
+    };
     lock_tree(tx, TreeLock::Shared).await?;
     let parent = lock_workspace(tx, id).await?.ok_or(ExpandError::NotFound)?;
     if parent.status == WorkspaceStatus::Removed {
         return Err(ExpandError::Removed);
     }
     let mut team = Vec::new();
-    for member in read_members(fleet, &parent.name)? {
+    for member in members {
         let new = new_member(member, &parent)?;
         let name = new.name.clone();
         let made = create_workspace(tx, fleet, new).await;
@@ -94,8 +102,15 @@ pub async fn expand_team(
     Ok(team)
 }
 
-fn read_members(fleet: &Fleet, name: &str) -> Result<Vec<Member>, ExpandError> {
-    let found = named_like(&fleet.templates, None, name).and_then(|found| found.directory);
+async fn read_members(fleet: &Fleet, name: String) -> Result<Vec<Member>, ExpandError> {
+    let templates = fleet.templates.clone();
+    tokio::task::spawn_blocking(move || members_of(&templates, &name))
+        .await
+        .unwrap_or_else(|panic| Err(ExpandError::Unreadable(panic.to_string())))
+}
+
+fn members_of(templates: &Templates, name: &str) -> Result<Vec<Member>, ExpandError> {
+    let found = named_like(templates, None, name).and_then(|found| found.directory);
     let directory = found.ok_or(ExpandError::NoConfig)?;
     let text = read_config(&directory)
         .map_err(ExpandError::Unreadable)?

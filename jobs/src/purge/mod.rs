@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use longshore_base::secret::sha256;
 use longshore_base::{JobId, WorkspaceId};
 use longshore_fleet::FleetError;
 use longshore_fleet::leaks::{FailedStop, record_leak};
@@ -175,7 +176,8 @@ pub async fn request(
         let mut new = new_job(&args, queue, tenant, keys.clone(), created_by);
         if !removed.covers_root() {
             // A collapse may come again with another set, which a waiting job would not take over.
-            new.dedupe_key = None;
+            let set = digest(&removal.ids);
+            new.dedupe_key = new.dedupe_key.map(|key| format!("{key}:{set}"));
         }
         let asked = ask(tx, new).await?;
         removal.pokes.push(asked.1);
@@ -207,6 +209,17 @@ fn new_job(
         max_attempts: POLICY.max_attempts,
         created_by: created_by.to_owned(),
     }
+}
+
+/// Tells sets of workspaces apart.
+fn digest(ids: &[WorkspaceId]) -> String {
+    let mut ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+    ids.sort_unstable();
+    let all: Vec<u8> = ids.iter().flat_map(|id| *id.as_bytes()).collect();
+    sha256(&all)[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 async fn ask(tx: &mut PgConnection, new: NewJob) -> Result<(Asked, String), LedgerError> {
@@ -256,8 +269,13 @@ pub async fn look(conn: &mut PgConnection, asked: Asked) -> Result<Pass, LedgerE
         // Another job for the same took over; nobody knows here how far that is.
         "superseded" => Pass::UnderWay,
         state if job.is_terminal() => {
-            let root = job.workspace_id.into_iter();
-            Pass::NotStopped(root.map(|id| (id, format!("the job is {state}"))).collect())
+            let ids = match serde_json::from_value::<Args>(job.args) {
+                // The root of a collapse was never to be stopped.
+                Ok(args) if !args.ids.contains(&args.root_id) => args.ids,
+                _ => job.workspace_id.into_iter().collect(),
+            };
+            let ended = |id| (id, format!("the job is {state}"));
+            Pass::NotStopped(ids.into_iter().map(ended).collect())
         }
         _ => Pass::UnderWay,
     })
