@@ -82,6 +82,16 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// Fetches an image, whether it is there or not, so that starts find it. [`BackendError::Unsupported`] where images are
+    /// not ours to choose; [`BackendError::is_unknown_image`] when its registry does not know it.
+    async fn fetch_image(
+        &self,
+        _reference: &str,
+        _watch: &dyn StartWatch,
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported { what: "images" })
+    }
+
     /// Whether a start takes away what an older generation left, so that a restart whose stop failed may go on at once.
     fn replaces_on_start(&self) -> bool {
         false
@@ -155,6 +165,22 @@ pub trait StartWatch: Send + Sync {
         message: Option<String>,
         percent: Option<u8>,
     ) -> Result<(), Abandoned>;
+}
+
+/// Lets every step go on and shows it to nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwatched;
+
+#[async_trait]
+impl StartWatch for Unwatched {
+    async fn step(
+        &self,
+        _step: &'static str,
+        _message: Option<String>,
+        _percent: Option<u8>,
+    ) -> Result<(), Abandoned> {
+        Ok(())
+    }
 }
 
 /// The run may no longer act.

@@ -122,6 +122,12 @@ impl BackendError {
         matches!(self, Self::Remote(error) if error.may_have_started())
     }
 
+    /// A registry was asked for an image and does not know it.
+    #[must_use]
+    pub fn is_unknown_image(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.failure == CallFailure::NotFound)
+    }
+
     /// Nobody answered a call, so that nothing is known of what was asked about.
     #[must_use]
     pub fn is_unanswered(&self) -> bool {

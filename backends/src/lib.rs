@@ -17,7 +17,7 @@ mod spec;
 pub use backend::{
     Abandoned, Backend, Delivers, Inventory, KeptConfig, ListedContainer, LogLine, LogSource,
     LogStream, LogsQuery, Manner, Marked, MarkedKind, StartWatch, Started, StartedContainer,
-    StartedInstance, StopTarget, VolumeScope, steps,
+    StartedInstance, StopTarget, Unwatched, VolumeScope, steps,
 };
 pub use docker::{Docker, DockerConfig};
 pub use error::{BackendError, CallError, CallFailure};

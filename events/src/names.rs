@@ -76,3 +76,21 @@ pub const RECONCILER_DISABLED: &str = "RECONCILER_DISABLED";
 pub const RECONCILER_APPROVED: &str = "RECONCILER_APPROVED";
 /// Something on its way had stopped moving, and was given a way out: `{reason, what, way_out}`.
 pub const STUCK: &str = "STUCK";
+/// A runtime has an image pin: `{runtime, digest, was, by, reason}`.
+pub const IMAGE_PINNED: &str = "IMAGE_PINNED";
+/// A runtime follows its moving tag again: `{runtime, was, by, reason}`.
+pub const IMAGE_UNPINNED: &str = "IMAGE_UNPINNED";
+/// A digest goes to the workspaces of a runtime: `{rollout_id, runtime, digest, by, reason}`, as all events about rollouts.
+pub const ROLLOUT_STARTED: &str = "ROLLOUT_STARTED";
+/// Too much of a ring failed, and nothing else is touched: `{…, ring}`.
+pub const ROLLOUT_HELD: &str = "ROLLOUT_HELD";
+/// A held rollout goes on.
+pub const ROLLOUT_RESUMED: &str = "ROLLOUT_RESUMED";
+/// A rollout is over before its end; what it took stays as it is.
+pub const ROLLOUT_ABORTED: &str = "ROLLOUT_ABORTED";
+/// What a rollout took goes back to what it ran before.
+pub const ROLLOUT_ROLLING_BACK: &str = "ROLLOUT_ROLLING_BACK";
+/// All of it has: `{…, restored, lost}`.
+pub const ROLLOUT_ROLLED_BACK: &str = "ROLLOUT_ROLLED_BACK";
+/// The last ring has soaked and the pin is set.
+pub const ROLLOUT_DONE: &str = "ROLLOUT_DONE";

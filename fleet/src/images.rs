@@ -1,6 +1,29 @@
 //! Which image a workspace runs (`spec: lifecycle` §2.6), and when a local copy may be stale.
 
-use sqlx::PgConnection;
+mod members;
+mod pins;
+mod rings;
+mod rollouts;
+
+use std::collections::BTreeSet;
+
+use longshore_base::WorkspaceId;
+use sqlx::{Connection as _, PgConnection};
+
+pub use members::{
+    RingCounts, Taken, count_parts, count_rings, list_candidates, list_failed, list_members,
+    list_restorable, record_part, take, tally,
+};
+pub use pins::{
+    DigestCount, ImageUser, OnDigest, Pin, PinError, RuntimeImage, clear_pin, list_image_users,
+    list_runtime_images, set_pin,
+};
+pub use rings::{Member, Next, Part, Seen, Tally, judge, next_step};
+pub use rollouts::{
+    NewRollout, Rollout, RolloutError, RolloutState, begin_rollback, create_rollout,
+    find_newest_rollout, finish_rollback, finish_rollout, load_rollout, lock_rollout, next_ring,
+    record_aborted, record_checked, record_held, record_job, record_resumed, start_soak,
+};
 
 use crate::runtimes::{DEFAULT_RUNTIME, PROVISIONABLE};
 use crate::workspace::EXTERNAL;
@@ -20,15 +43,20 @@ pub struct ImageChoice {
     pub pinned_digest: Option<String>,
 }
 
-/// Chooses the image of a runtime: its pin, else the one set for it, else the one named after it; the default runtime's
-/// for a runtime without an image. A pin that cannot be looked up is logged and passed over: starting something beats
-/// starting nothing.
-pub async fn choose(conn: &mut PgConnection, fleet: &Fleet, runtime: &str) -> ImageChoice {
-    let pinned_digest = find_pin_or_go_on(conn, fleet, runtime).await;
+/// Chooses the image of a workspace: what a rollout gave it, else its runtime's pin, else the image set for the runtime,
+/// else the one named after it; the default runtime's for a runtime without an image. A pin that cannot be looked up is
+/// logged and passed over: starting something beats starting nothing.
+pub async fn choose(
+    conn: &mut PgConnection,
+    fleet: &Fleet,
+    id: WorkspaceId,
+    runtime: &str,
+) -> ImageChoice {
+    let pinned_digest = find_pin_or_go_on(conn, fleet, id, runtime).await;
     let image = runtime_image(fleet, runtime)
         .unwrap_or_else(|| runtime_image(fleet, DEFAULT_RUNTIME).unwrap_or_default());
     let reference = match &pinned_digest {
-        Some(digest) => format!("{}@{DIGEST}{digest}", repository(&image)),
+        Some(digest) => with_digest(&image, digest),
         None => image,
     };
     ImageChoice {
@@ -37,8 +65,36 @@ pub async fn choose(conn: &mut PgConnection, fleet: &Fleet, runtime: &str) -> Im
     }
 }
 
+/// The image of a runtime by a digest of its repository; `None` where the runtime has no image.
+#[must_use]
+pub fn pinned_reference(fleet: &Fleet, runtime: &str, digest: &str) -> Option<String> {
+    runtime_image(fleet, runtime).map(|image| with_digest(&image, digest))
+}
+
+fn with_digest(image: &str, digest: &str) -> String {
+    format!("{}@{DIGEST}{digest}", repository(image))
+}
+
+/// The runtimes that have an image.
+#[must_use]
+pub fn runtimes(fleet: &Fleet) -> BTreeSet<String> {
+    let known = fleet.runtimes.names().chain(PROVISIONABLE);
+    known
+        .chain(fleet.config.runtime_images.keys().map(String::as_str))
+        .filter(|runtime| runtime_image(fleet, runtime).is_some())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A digest as everybody outside writes it.
+#[must_use]
+pub fn shown_digest(hex: &str) -> String {
+    format!("{DIGEST}{hex}")
+}
+
 /// The image of a runtime, without pins; `None` where the runtime has none.
-fn runtime_image(fleet: &Fleet, runtime: &str) -> Option<String> {
+#[must_use]
+pub fn runtime_image(fleet: &Fleet, runtime: &str) -> Option<String> {
     if let Some(image) = fleet.config.runtime_images.get(runtime) {
         return Some(image.clone());
     }
@@ -57,15 +113,17 @@ fn runtime_image(fleet: &Fleet, runtime: &str) -> Option<String> {
 async fn find_pin_or_go_on(
     conn: &mut PgConnection,
     fleet: &Fleet,
+    id: WorkspaceId,
     runtime: &str,
 ) -> Option<String> {
     if fleet.config.image_local_override || runtime_image(fleet, runtime).is_none() {
         return None;
     }
-    match find_pin(conn, runtime).await {
+    match find_pin(conn, id, runtime).await {
         Ok(pin) => pin,
         Err(error) => {
             tracing::error!(
+                workspace.id = %id,
                 runtime,
                 error = &error as &dyn std::error::Error,
                 "the image pin cannot be looked up; the unpinned image is used"
@@ -75,17 +133,37 @@ async fn find_pin_or_go_on(
     }
 }
 
-async fn find_pin(conn: &mut PgConnection, runtime: &str) -> Result<Option<String>, FleetError> {
-    Ok(sqlx::query_scalar!(
-        "SELECT sha256_digest FROM runtime_image_pins WHERE template_name = $1",
-        runtime
+/// Behind a savepoint, since a statement that fails would take the caller's whole transaction along.
+async fn find_pin(
+    conn: &mut PgConnection,
+    id: WorkspaceId,
+    runtime: &str,
+) -> Result<Option<String>, FleetError> {
+    let mut apart = conn.begin().await?;
+    let pin = sqlx::query_scalar!(
+        "SELECT coalesce(
+             (SELECT sha256_digest FROM workspace_image_pins WHERE workspace_id = $1 AND template_name = $2),
+             (SELECT sha256_digest FROM runtime_image_pins WHERE template_name = $2))",
+        id as WorkspaceId,
+        runtime,
     )
-    .fetch_optional(conn)
-    .await?)
+    .fetch_one(&mut *apart)
+    .await;
+    match pin {
+        Ok(pin) => {
+            apart.commit().await?;
+            Ok(pin)
+        }
+        Err(error) => {
+            apart.rollback().await?;
+            Err(error.into())
+        }
+    }
 }
 
 /// The reference without its tag and digest.
-fn repository(reference: &str) -> &str {
+#[must_use]
+pub fn repository(reference: &str) -> &str {
     let reference = reference.split('@').next().unwrap_or(reference);
     match tag(reference) {
         Some(tag) => &reference[..reference.len() - tag.len() - 1],

@@ -84,6 +84,11 @@ impl Runtimes {
         self.known.contains(runtime)
     }
 
+    /// All of them, `external` included.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.known.iter().map(String::as_str)
+    }
+
     /// A runtime that is safe to store, to put into YAML and to look up as a directory: the given one if it is known,
     /// else the default, with a log line for what was rejected.
     #[must_use]

@@ -78,6 +78,15 @@ impl Backend for Docker {
         self.kept_files(id).await
     }
 
+    async fn fetch_image(
+        &self,
+        reference: &str,
+        watch: &dyn StartWatch,
+    ) -> Result<(), BackendError> {
+        let engine = self.engine().await?;
+        self.pull(engine, reference, watch).await
+    }
+
     fn replaces_on_start(&self) -> bool {
         true
     }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use longshore_base::Secret;
+use longshore_base::{Secret, WorkspaceId};
 use longshore_fleet::config_source::{self, ConfigSource};
 use longshore_fleet::secrets::{open_secrets, save_global_secret, save_workspace_secret};
 use longshore_fleet::workspace::{NewWorkspace, Workspace};
@@ -346,6 +346,7 @@ async fn the_image_is_the_pin_the_setting_the_map_or_the_default() {
     })
     .await;
     let mut conn = setup.conn().await;
+    let id = WorkspaceId::random();
     let default = "registry.test/owner/workspace-template-claude-code:latest";
     for (runtime, expected) in [
         ("claude-code", default),
@@ -358,7 +359,7 @@ async fn the_image_is_the_pin_the_setting_the_map_or_the_default() {
         ("external", default),
         ("", default),
     ] {
-        let choice = images::choose(&mut conn, &setup.fleet, runtime).await;
+        let choice = images::choose(&mut conn, &setup.fleet, id, runtime).await;
         assert_eq!(
             (choice.reference.as_str(), choice.pinned_digest),
             (expected, None),
@@ -385,7 +386,7 @@ async fn the_image_is_the_pin_the_setting_the_map_or_the_default() {
         ("langgraph", default.to_owned()),
         ("", default.to_owned()),
     ] {
-        let choice = images::choose(&mut conn, &setup.fleet, runtime).await;
+        let choice = images::choose(&mut conn, &setup.fleet, id, runtime).await;
         assert_eq!(choice.reference, expected, "{runtime}");
         assert_eq!(choice.pinned_digest.is_some(), expected.contains('@'));
     }
@@ -395,11 +396,13 @@ async fn the_image_is_the_pin_the_setting_the_map_or_the_default() {
         .execute(&mut *tx)
         .await
         .unwrap();
-    let unpinned = images::choose(&mut tx, &setup.fleet, "codex").await;
+    let unpinned = images::choose(&mut tx, &setup.fleet, id, "codex").await;
     assert_eq!(
         (unpinned.reference.as_str(), unpinned.pinned_digest),
         ("local/codex:1", None)
     );
+    // Nor does it break the transaction that everything else of a start is read in.
+    sqlx::query("SELECT 1").execute(&mut *tx).await.unwrap();
     drop(tx);
     let local = Setup::with(FleetConfig {
         image_local_override: true,
@@ -407,6 +410,6 @@ async fn the_image_is_the_pin_the_setting_the_map_or_the_default() {
         ..config()
     })
     .await;
-    let choice = images::choose(&mut conn, &local.fleet, "hermes").await;
+    let choice = images::choose(&mut conn, &local.fleet, id, "hermes").await;
     assert_eq!(choice.reference, "workspace-template-hermes:latest");
 }

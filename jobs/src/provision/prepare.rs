@@ -57,7 +57,7 @@ pub(super) async fn prepare(
         tokens::revoke_all(tx.connection(), workspace.id).await?;
         return Ok(spec_of(workspace, env.vars, run));
     }
-    let image = images::choose(tx.connection(), fleet, &workspace.runtime).await;
+    let image = images::choose(tx.connection(), fleet, workspace.id, &workspace.runtime).await;
     failpoint::hit("provision.prepared").await;
     let token = tokens::rotate(tx.connection(), workspace.id).await?;
     let inbound = inbound_secret::ensure(tx.connection(), fleet, workspace.id).await?;

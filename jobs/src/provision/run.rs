@@ -186,7 +186,13 @@ impl ProvisionExecutor {
     ) -> Result<Kept, Stop> {
         let image = {
             let mut tx = ctx.begin().await?;
-            images::choose(tx.connection(), &self.fleet, &workspace.runtime).await
+            images::choose(
+                tx.connection(),
+                &self.fleet,
+                workspace.id,
+                &workspace.runtime,
+            )
+            .await
         };
         Ok(
             match backend.read_config(workspace.id, &image.reference).await {
