@@ -30,6 +30,7 @@ pub const POINTS: &[&str] = &[
     "finish.before",
     "reseal.part",
     "fanout.part",
+    "rollout.moved",
 ];
 
 /// Passes a named point. A no-op unless the feature is on and the test asked for this point.

@@ -21,6 +21,7 @@ pub mod registry;
 pub mod reseal;
 pub mod restart;
 pub mod restart_context;
+pub mod rollout;
 pub mod secret_fanout;
 pub mod stop;
 pub mod stopping;

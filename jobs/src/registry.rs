@@ -11,7 +11,7 @@ use longshore_ledger::{Admitter, Executor, KindSpec, Kinds};
 use crate::place::{self, NOWHERE};
 use crate::{
     Agents, bulk, conflicts, provision, purge, reclaim, reconcile, reseal, restart,
-    restart_context, secret_fanout, stop,
+    restart_context, rollout, secret_fanout, stop,
 };
 
 /// How much of each kind one worker does at once.
@@ -89,6 +89,12 @@ pub fn kinds(config: JobsConfig) -> Kinds {
             args_versions: reconcile::ARGS_VERSIONS,
             policy: reconcile::POLICY,
             hooks: None,
+        })
+        .with(KindSpec {
+            name: rollout::KIND,
+            args_versions: rollout::ARGS_VERSIONS,
+            policy: rollout::POLICY,
+            hooks: Some(Arc::new(rollout::RolloutHooks)),
         });
     #[cfg(feature = "failpoints")]
     let kinds =
@@ -144,7 +150,13 @@ pub fn executors(
         fleet: Arc::clone(fleet),
         backends: Arc::clone(backends),
     });
+    let rollout: Arc<dyn Executor> = Arc::new(rollout::RolloutExecutor {
+        fleet: Arc::clone(fleet),
+        backends: Arc::clone(backends),
+        admitter: admitter.clone(),
+    });
     let ours = [
+        (rollout::KIND, rollout),
         (reclaim::KIND, reclaim),
         (reseal::KIND, reseal),
         (secret_fanout::KIND, fanout),
@@ -181,6 +193,7 @@ pub fn queues(engine_id: Option<&str>) -> Vec<(String, &'static str)> {
                 reconcile::KIND,
                 restart_context::KIND,
                 reseal::KIND,
+                rollout::KIND,
                 secret_fanout::KIND,
             ]
             .map(|kind| (kind.to_owned(), kind)),
