@@ -10,6 +10,7 @@ use crate::bundles::BundlesApi;
 use crate::events::EventsApi;
 use crate::health::HealthApi;
 use crate::holds::HoldsApi;
+use crate::images::{ImagesApi, RolloutsApi};
 use crate::jobs::JobsApi;
 use crate::jobs::bulk::BulkJobsApi;
 use crate::jobs::retry::RetryApi;
@@ -57,6 +58,8 @@ pub(crate) enum Tag {
     Workers,
     /// What keeps the fleet as it should be.
     Reconcilers,
+    /// What the runtimes' workspaces start on.
+    Images,
 }
 
 /// All resources. poem-openapi joins at most 16 in a tuple, so a resource is a domain and not a path.
@@ -86,7 +89,7 @@ type Apis = (
     WeightsApi,
     HoldsApi,
     WorkersApi,
-    (LeaksApi, ReconcilersApi),
+    (LeaksApi, ReconcilersApi, ImagesApi, RolloutsApi),
 );
 
 /// The operations; nothing in here needs a service to be there.
@@ -117,7 +120,7 @@ pub(crate) fn service() -> OpenApiService<Apis, ()> {
         WeightsApi,
         HoldsApi,
         WorkersApi,
-        (LeaksApi, ReconcilersApi),
+        (LeaksApi, ReconcilersApi, ImagesApi, RolloutsApi),
     );
     OpenApiService::new(
         apis,

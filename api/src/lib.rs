@@ -43,6 +43,7 @@ mod bundles;
 mod events;
 mod health;
 mod holds;
+mod images;
 mod intake;
 mod jobs;
 mod leaks;

@@ -309,6 +309,30 @@ pub const GUARDED_ROUTES: &[Route] = &[
     .strict(&["scope"]),
     post("/reconcilers/{name}/run", Class::Admin, Keyed).strict(&["scope"]),
     route(Verb::Get, "/admin/liveness", Class::Admin),
+    route(Verb::Get, "/images", Class::Admin).strict(&["limit", "cursor"]),
+    route(Verb::Put, "/images/{runtime}/pin", Class::Admin).strict(&[]),
+    route(Verb::Delete, "/images/{runtime}/pin", Class::Admin).strict(&["reason"]),
+    route(Verb::Get, "/images/{runtime}/workspaces", Class::Admin)
+        .strict(&["digest", "limit", "cursor"]),
+    post("/images/{runtime}/rollouts", Class::Admin, Keyed).strict(&[]),
+    post(
+        "/images/{runtime}/rollouts/{rollout_id}/resume",
+        Class::Admin,
+        Keyed,
+    )
+    .strict(&[]),
+    post(
+        "/images/{runtime}/rollouts/{rollout_id}/abort",
+        Class::Admin,
+        STAYS_SO,
+    )
+    .strict(&[]),
+    post(
+        "/images/{runtime}/rollouts/{rollout_id}/rollback",
+        Class::Admin,
+        Keyed,
+    )
+    .strict(&[]),
 ];
 
 /// All routes.
@@ -423,6 +447,14 @@ fn read_ids(route: &'static Route, path: &str) -> ApiResult<Matched> {
             "{key}" if segment.contains("%00") => {
                 return Err(ApiError::bad_request("invalid secret name"));
             }
+            "{rollout_id}" => {
+                segment
+                    .parse::<uuid::Uuid>()
+                    .map_err(|_| ApiError::bad_request("invalid rollout id"))?;
+            }
+            "{runtime}" if !is_plain(segment) => {
+                return Err(ApiError::bad_request("invalid runtime"));
+            }
             "{name}" if !is_plain(segment) => return Err(ApiError::bad_request("invalid name")),
             "{tenant}" if !is_plain(segment) || segment.len() > LONGEST_TENANT => {
                 return Err(ApiError::bad_request("invalid organisation"));
@@ -494,6 +526,8 @@ mod tests {
                             | "{key}"
                             | "{name}"
                             | "{tenant}"
+                            | "{runtime}"
+                            | "{rollout_id}"
                     ),
                     "{segment} of {} is not checked",
                     route.path
@@ -531,6 +565,8 @@ mod tests {
             (Method::DELETE, "/settings/secrets/a%00b", 400),
             (Method::GET, "/queues/a%00b", 400),
             (Method::DELETE, "/queues/weights/a%20b", 400),
+            (Method::DELETE, "/images/a%20b/pin", 400),
+            (Method::POST, "/images/hermes/rollouts/nope/abort", 400),
             (Method::POST, "/queues/weights", 405),
         ] {
             let error = find(&method, path, true).unwrap_err();

@@ -153,6 +153,10 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
         (Verb::Put, "/workspaces/{id}/provider") => Some(json!({ "provider": "minimax" })),
         (Verb::Post, "/jobs/bulk") => Some(json!({ "action": "retry", "dry_run": true })),
         (Verb::Put, "/queues/weights/{tenant}") => Some(json!({ "weight": 2 })),
+        (Verb::Put, "/images/{runtime}/pin") => Some(json!({ "digest": digest() })),
+        (Verb::Post, "/images/{runtime}/rollouts") => Some(json!({
+            "digest": digest(), "rings": [{ "percent": 100 }], "max_failures": 0, "soak_seconds": 0
+        })),
         (Verb::Patch, "/queues/{name}") => Some(json!({ "max_running": 1 })),
         (Verb::Post, "/holds") => Some(json!({ "scope": "engine", "value": "e", "mode": "pause" })),
         (Verb::Patch, "/workspaces/{id}") => Some(json!({ "name": "renamed" })),
@@ -172,6 +176,10 @@ fn sample_body(route: &Route, target: WorkspaceId) -> Option<Value> {
     }
 }
 
+fn digest() -> String {
+    format!("sha256:{}", "ab".repeat(32))
+}
+
 fn takes_only_a_reason(path: &str) -> bool {
     [
         "/jobs/{job_id}/",
@@ -179,6 +187,7 @@ fn takes_only_a_reason(path: &str) -> bool {
         "/workers/{name}/",
         "/reconcilers/{name}/",
         "/leaks/{leak_id}/",
+        "/images/{runtime}/rollouts/{rollout_id}/",
     ]
     .iter()
     .any(|start| path.starts_with(start))
@@ -227,6 +236,8 @@ impl Scene {
             .replace("{leak_id}", &self.target.id.to_string())
             .replace("{tenant}", &self.target.id.to_string())
             .replace("{token_id}", &self.target.id.to_string())
+            .replace("{runtime}", "hermes")
+            .replace("{rollout_id}", &self.target.id.to_string())
             .replace("{key}", "K")
             .replace("{name}", "rest")
     }

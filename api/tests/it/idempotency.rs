@@ -361,6 +361,8 @@ async fn keys_are_read_on_the_routes_that_say_so_and_ignored_elsewhere() {
             .replace("{id}", &agent.id.to_string())
             .replace("{job_id}", &job.to_string())
             .replace("{leak_id}", &job.to_string())
+            .replace("{runtime}", "hermes")
+            .replace("{rollout_id}", &agent.id.to_string())
             .replace("{name}", "rest");
         let sent = keyed(&app, &path, "no key", &json!({})).send().await;
         let answer = sent.unwrap();

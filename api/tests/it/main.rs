@@ -11,6 +11,7 @@ mod health;
 mod holds;
 mod idempotency;
 mod imports;
+mod images;
 mod jobs;
 mod leaks;
 mod lifecycle;
