@@ -19,8 +19,9 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use longshore_base::redact::Redactor;
 
 use commands::{
-    api, bundles, completions, config, holds, jobs, leaks, lifecycle, migrate, models, openapi,
-    orgs, queues, reconcilers, secrets, templates, tokens, top, up, worker, workers, workspaces,
+    api, bundles, completions, config, holds, images, jobs, leaks, lifecycle, migrate, models,
+    openapi, orgs, queues, reconcilers, secrets, templates, tokens, top, up, worker, workers,
+    workspaces,
 };
 use exit::Exit;
 use settings::log::LogSettings;
@@ -87,6 +88,8 @@ enum Command {
     Queues(queues::QueuesArgs),
     /// List, set and lift holds on kinds, engines, organisations, workspaces, or everything.
     Holds(holds::HoldsArgs),
+    /// Pin the images of runtimes, roll a new one out ring by ring, and take it back.
+    Images(images::ImagesArgs),
     /// In an emergency: `hold all` stops everything from starting, like `holds set --all`.
     Hold(holds::HoldArgs),
     /// Look at workers, and keep one from taking jobs.
@@ -163,6 +166,7 @@ fn run(cli: Cli, definition: &clap::Command, matches: &clap::ArgMatches) -> anyh
             Command::Jobs(args) => Box::pin(jobs::run(*args)).await,
             Command::Queues(args) => Box::pin(queues::run(args)).await,
             Command::Holds(args) => Box::pin(holds::run(args)).await,
+            Command::Images(args) => Box::pin(images::run(args)).await,
             Command::Hold(args) => Box::pin(holds::run_hold(args)).await,
             Command::Workers(args) => Box::pin(workers::run(args)).await,
             Command::Reconcilers(args) => Box::pin(reconcilers::run(args)).await,

@@ -46,10 +46,12 @@ pub(crate) enum ClientError {
         source: reqwest::Error,
     },
     /// The answer took too long.
-    #[error("the server at {address} did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    #[error("the server at {address} did not answer within {seconds} s")]
     Timeout {
         /// Where it should have come from.
         address: String,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// 401 or 403.
     #[error("not allowed: {text}{}", if *.had_token { "" } else { " (no token was sent: give LONGSHORE_TOKEN)" })]
@@ -202,15 +204,27 @@ impl Client {
 
     /// All parts of a list, as one.
     pub(crate) async fn list(&self, path: &str) -> Result<Value, ClientError> {
+        self.list_of(path, &[]).await
+    }
+
+    /// The same of a list that is filtered.
+    pub(crate) async fn list_of(
+        &self,
+        path: &str,
+        filter: &[(&str, String)],
+    ) -> Result<Value, ClientError> {
         let mut items = Vec::new();
-        let mut query = Vec::new();
+        let mut query = filter.to_vec();
         loop {
             let mut page: Value = self.get(path, &query).await?;
             if let Some(Value::Array(part)) = page.get_mut("items").map(Value::take) {
                 items.extend(part);
             }
             match page.get("next_cursor").and_then(Value::as_str) {
-                Some(cursor) => query = vec![("cursor", cursor.to_owned())],
+                Some(cursor) => {
+                    query = filter.to_vec();
+                    query.push(("cursor", cursor.to_owned()));
+                }
                 None => return Ok(json!({"items": items, "next_cursor": null})),
             }
         }
@@ -253,6 +267,17 @@ impl Client {
     ) -> Result<T, ClientError> {
         self.answer(self.request(Method::PUT, path).json(body))
             .await
+    }
+
+    /// PUT with a JSON body, for an answer that may take longer than others.
+    pub(crate) async fn put_within(
+        &self,
+        limit: Duration,
+        path: &str,
+        body: &Value,
+    ) -> Result<Value, ClientError> {
+        let request = self.request(Method::PUT, path).json(body);
+        self.read(self.send_within(limit, request).await?).await
     }
 
     /// PATCH with a JSON body.
@@ -308,7 +333,10 @@ impl Client {
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
-        let response = self.send(request).await?;
+        self.read(self.send(request).await?).await
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
         response.json().await.map_err(|source| ClientError::Shape {
             address: self.address.clone(),
             source,
@@ -316,8 +344,22 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        self.checked(request.timeout(REQUEST_TIMEOUT).send().await)
-            .await
+        self.send_within(REQUEST_TIMEOUT, request).await
+    }
+
+    async fn send_within(
+        &self,
+        limit: Duration,
+        request: RequestBuilder,
+    ) -> Result<Response, ClientError> {
+        let sent = request.timeout(limit).send().await;
+        self.checked(sent).await.map_err(|error| match error {
+            ClientError::Timeout { address, .. } => ClientError::Timeout {
+                address,
+                seconds: limit.as_secs(),
+            },
+            error => error,
+        })
     }
 
     async fn checked(
@@ -330,6 +372,7 @@ impl Client {
             } else if source.is_timeout() && !source.is_connect() {
                 ClientError::Timeout {
                     address: self.address.clone(),
+                    seconds: REQUEST_TIMEOUT.as_secs(),
                 }
             } else {
                 ClientError::Unreachable {

@@ -6,6 +6,7 @@ pub(crate) mod bundles;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod holds;
+pub(crate) mod images;
 pub(crate) mod jobs;
 pub(crate) mod leaks;
 pub(crate) mod lifecycle;
