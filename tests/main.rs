@@ -37,6 +37,7 @@ mod fencing;
 mod hibernate;
 mod idempotency;
 mod imports;
+mod images;
 mod jobs;
 mod leaks;
 mod outage;

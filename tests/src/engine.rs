@@ -6,8 +6,9 @@ use std::io::Read as _;
 use bollard::Docker;
 use bollard::models::NetworkCreateRequest;
 use bollard::query_parameters::{
-    DownloadFromContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder,
-    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder,
+    DownloadFromContainerOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
+    ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveImageOptionsBuilder, RemoveVolumeOptionsBuilder,
 };
 use futures_util::TryStreamExt as _;
 use longshore_base::brand::{LABEL_GENERATION, LABEL_INSTALLATION, LABEL_WORKSPACE};
@@ -230,6 +231,18 @@ impl Engine {
             let options = RemoveVolumeOptionsBuilder::default().force(true).build();
             if let Err(error) = self.docker.remove_volume(&name, Some(options)).await {
                 eprintln!("volume {name} was not removed: {error}");
+            }
+        }
+        let filters = HashMap::from([("label", vec![label.as_str()])]);
+        let options = ListImagesOptionsBuilder::default()
+            .filters(&filters)
+            .build();
+        let images = self.docker.list_images(Some(options)).await;
+        for image in images.unwrap_or_default() {
+            let options = RemoveImageOptionsBuilder::default().force(true).build();
+            let removed = self.docker.remove_image(&image.id, Some(options), None);
+            if let Err(error) = removed.await {
+                eprintln!("image {} was not removed: {error}", image.id);
             }
         }
     }

@@ -34,7 +34,7 @@ pub async fn ensure(docker: &Docker) -> String {
             "EXPOSE 8000".to_owned(),
         ])
         .build();
-    let root = body_full(root_filesystem(&binary).into());
+    let root = body_full(root_filesystem(&binary, &[]).into());
     docker
         .create_image(Some(options), Some(root), None)
         .try_collect::<Vec<_>>()
@@ -43,7 +43,8 @@ pub async fn ensure(docker: &Docker) -> String {
     image
 }
 
-fn root_filesystem(binary: &[u8]) -> Vec<u8> {
+/// The agent with the directories it needs, and files beside it.
+pub(crate) fn root_filesystem(binary: &[u8], more: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for directory in ["configs/", "workspace/", "tmp/", "root/"] {
         let mut header = tar::Header::new_gnu();
@@ -52,10 +53,11 @@ fn root_filesystem(binary: &[u8]) -> Vec<u8> {
         header.set_size(0);
         tar.append_data(&mut header, directory, &[][..]).unwrap();
     }
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o755);
-    header.set_size(binary.len() as u64);
-    tar.append_data(&mut header, "longshore-agent", binary)
-        .unwrap();
+    for (path, bytes) in [("longshore-agent", binary)].iter().chain(more) {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o755);
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, path, *bytes).unwrap();
+    }
     tar.into_inner().unwrap()
 }
