@@ -169,8 +169,10 @@ pub enum Block<'a> {
     Unknown,
 }
 
-/// Keeps what a pass saw and did and whether it was blocked, uses up what was approved, and gives the turn back. Since when it
-/// is blocked is kept from the first blocked pass on.
+/// Keeps what a pass saw and did and whether it was blocked, uses up what its turn was approved, and gives the turn back. What
+/// was approved during the pass waits for the next. Since when it is blocked is kept from the first blocked pass on.
+///
+/// Answers whether the turn was still the worker's. If not, nothing is kept, and nothing may be told of the pass.
 ///
 /// # Errors
 /// [`LedgerError::Database`].
@@ -178,17 +180,17 @@ pub async fn record_pass(
     tx: &mut PgConnection,
     owned: Owned<'_>,
     worker: &str,
-    report: &serde_json::Value,
-    block: Block<'_>,
-) -> Result<(), LedgerError> {
+    turn: &Turn,
+    (report, block): (&serde_json::Value, Block<'_>),
+) -> Result<bool, LedgerError> {
     let blocked = match block {
         Block::Blocked(blocked) => Some(blocked),
         Block::Free | Block::Unknown => None,
     };
-    sqlx::query!(
+    let recorded = sqlx::query!(
         r#"UPDATE reconcilers
            SET last_pass = $4, last_pass_at = longshore_now(), passing = NULL, passing_since = NULL,
-               approved = CASE WHEN $6 THEN approved END,
+               approved = CASE WHEN $6 OR coalesce(approved, '[]') <> $7 THEN approved END,
                blocked = CASE WHEN $6 THEN blocked ELSE
                    $5::jsonb || jsonb_build_object('since', coalesce(blocked->'since', to_jsonb(longshore_now()))) END
            WHERE name = $1 AND scope = $2 AND passing = $3"#,
@@ -198,9 +200,10 @@ pub async fn record_pass(
         report,
         blocked,
         block == Block::Unknown,
+        serde_json::json!(turn.approved),
     )
     .execute(tx)
     .await
     .map_err(LedgerError::database("recording a pass"))?;
-    Ok(())
+    Ok(recorded.rows_affected() == 1)
 }

@@ -40,17 +40,21 @@ impl Setup {
             .unwrap()
     }
 
-    async fn record(&self, worker: &str, blocked: Option<Value>) {
+    /// Ends a pass of a turn with this approved, and says whether that was kept.
+    async fn end(&self, worker: &str, approved: &[&str], blocked: Option<Value>) -> bool {
         let mut conn = self.0.pool().acquire().await.unwrap();
-        record_pass(
-            &mut conn,
-            SWEEP,
-            worker,
-            &json!({}),
-            blocked.as_ref().map_or(Block::Free, Block::Blocked),
-        )
-        .await
-        .unwrap();
+        let turn = Turn {
+            was_blocked: false,
+            approved: approved.iter().map(ToString::to_string).collect(),
+        };
+        let block = blocked.as_ref().map_or(Block::Free, Block::Blocked);
+        record_pass(&mut conn, SWEEP, worker, &turn, (&json!({}), block))
+            .await
+            .unwrap()
+    }
+
+    async fn record(&self, worker: &str, blocked: Option<Value>) {
+        assert!(self.end(worker, &[], blocked).await);
     }
 
     async fn bury(&self, worker: &str) {
@@ -159,7 +163,7 @@ async fn an_approval_is_for_the_list_that_was_blocked_and_for_one_pass() {
     assert_eq!(setup.take(SWEEP, "one").await, Some(approved.clone()));
     release(setup.0.pool(), SWEEP, "one").await.unwrap();
     assert_eq!(setup.take(SWEEP, "one").await, Some(approved));
-    setup.record("one", Some(blocked)).await;
+    assert!(setup.end("one", &["a", "b"], Some(blocked)).await);
     assert_eq!(
         setup.blocked().await.unwrap()["since"],
         since,
@@ -171,4 +175,40 @@ async fn an_approval_is_for_the_list_that_was_blocked_and_for_one_pass() {
     assert_eq!(setup.blocked().await, None);
     let ticks = list_ticks(setup.0.pool()).await.unwrap();
     assert_eq!((ticks.len(), ticks[0].name.as_str()), (1, "sweep"));
+}
+
+#[tokio::test]
+async fn an_approval_given_during_a_pass_waits_for_the_next() {
+    let setup = Setup::new().await;
+    let mut conn = setup.0.pool().acquire().await.unwrap();
+    let blocked =
+        |wanted: &[&str]| Some(json!({ "reason": "much", "wanted": wanted, "budget": 1 }));
+    setup.take(SWEEP, "one").await.unwrap();
+    setup.record("one", blocked(&["a", "b"])).await;
+    setup.take(SWEEP, "one").await.unwrap();
+    approve(&mut conn, "sweep", None).await.unwrap();
+    setup.record("one", blocked(&["a", "b", "c"])).await;
+    let turn = setup.take(SWEEP, "one").await.unwrap();
+    assert_eq!(turn.approved, ["a", "b"]);
+    approve(&mut conn, "sweep", None).await.unwrap();
+    assert!(setup.end("one", &["a", "b"], blocked(&["c"])).await);
+    let turn = setup.take(SWEEP, "one").await.unwrap();
+    assert_eq!(turn.approved, ["a", "b", "c"], "a newer one");
+    assert!(setup.end("one", &["a", "b", "c"], None).await);
+    let turn = setup.take(SWEEP, "one").await.unwrap();
+    assert_eq!(turn.approved, Vec::<String>::new(), "used up");
+}
+
+#[tokio::test]
+async fn a_pass_that_lost_its_turn_keeps_nothing() {
+    let setup = Setup::new().await;
+    setup.take(SWEEP, "one").await.unwrap();
+    setup.0.advance(std::time::Duration::from_secs(901)).await;
+    let turn = Extra::Granted(Turn::default());
+    assert_eq!(setup.extra("two", false).await, turn);
+    let blocked = json!({ "reason": "much", "wanted": ["a"], "budget": 0 });
+    assert!(!setup.end("one", &[], Some(blocked)).await);
+    assert_eq!(setup.blocked().await, None);
+    assert!(list_ticks(setup.0.pool()).await.unwrap().is_empty());
+    setup.record("two", None).await;
 }

@@ -48,6 +48,15 @@ pub(crate) enum Asked {
     Busy,
     /// It is disabled.
     Disabled,
+    /// It was dropped because it was told to stop.
+    Stopped,
+}
+
+/// A turn, with what it was granted for and to whom. Only under the lock: another pass of this worker has the same name.
+struct Granted<'a> {
+    owned: Owned<'a>,
+    worker: &'a str,
+    turn: Turn,
 }
 
 struct Backoff {
@@ -97,26 +106,18 @@ impl Driven {
         self.reconciler.scope()
     }
 
-    /// Makes passes until told to stop. A panic or an error costs a pass and a growing pause, never the loop.
+    /// Makes passes until told to stop, which drops the pass that is being made. A panic or an error costs a pass and a growing pause, never the loop.
     pub(crate) async fn drive(&self, stop: CancellationToken) {
         let mut backoff = Backoff::new();
         loop {
-            let pause = match AssertUnwindSafe(self.pass_by_the_clock())
-                .catch_unwind()
-                .await
-            {
-                Ok(Ok(())) => random::jittered(self.reconciler.interval()),
-                Ok(Err(error)) => {
+            let pause = match self.pass_by_the_clock(&stop).await {
+                Ok(()) => random::jittered(self.reconciler.interval()),
+                Err(error) => {
                     tracing::warn!(
                         reconciler = self.name(),
                         error = &*error as &dyn std::error::Error,
                         "a pass failed"
                     );
-                    backoff.grow()
-                }
-                Err(_panic) => {
-                    tracing::error!(reconciler = self.name(), "a pass panicked");
-                    self.give_back().await;
                     backoff.grow()
                 }
             };
@@ -127,42 +128,48 @@ impl Driven {
         }
     }
 
-    async fn pass_by_the_clock(&self) -> Result<(), PassError> {
-        let _alone = self.one_at_a_time.lock().await;
-        let scope = self.scope();
+    async fn pass_by_the_clock(&self, stop: &CancellationToken) -> Result<(), PassError> {
+        let _alone = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            alone = self.one_at_a_time.lock() => alone,
+        };
+        let (scope, worker) = (self.scope(), (self.owner.worker)());
+        let owned = self.owned(&scope);
         let interval = i32::try_from(self.reconciler.interval().as_secs()).unwrap_or(i32::MAX);
-        let worker = (self.owner.worker)();
-        if let Some(turn) = take(&self.owner.pool, self.owned(&scope), &worker, interval).await? {
-            self.pass(turn, false).await?;
+        if let Some(turn) = take(&self.owner.pool, owned, &worker, interval).await? {
+            let granted = Granted {
+                owned,
+                worker: &worker,
+                turn,
+            };
+            self.pass(&granted, false, stop.cancelled()).await?;
         }
         Ok(())
     }
 
-    /// Makes one pass because somebody asked for it.
-    pub(crate) async fn pass_now(&self, dry_run: bool) -> Result<Asked, PassError> {
-        let _alone = self.one_at_a_time.lock().await;
-        let scope = self.scope();
-        let worker = (self.owner.worker)();
-        let extra = take_extra(&self.owner.pool, self.owned(&scope), &worker, dry_run).await?;
-        Ok(match extra {
-            Extra::Granted(turn) => Asked::Passed(self.pass(turn, dry_run).await?),
-            Extra::Busy => Asked::Busy,
-            Extra::Disabled => Asked::Disabled,
-        })
-    }
-
-    /// Gives back the turn of a pass that was dropped.
-    pub(crate) async fn give_back(&self) {
-        let scope = self.scope();
-        let worker = (self.owner.worker)();
-        if let Err(error) = release(&self.owner.pool, self.owned(&scope), &worker).await {
-            tracing::warn!(
-                reconciler = self.name(),
-                scope,
-                error = &error as &dyn std::error::Error,
-                "the turn could not be given back; nobody else makes a pass for 15 minutes"
-            );
-        }
+    /// Makes one pass because somebody asked for it, unless one is being made, and drops it when `stop` ends.
+    pub(crate) async fn pass_now(
+        &self,
+        dry_run: bool,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Asked, PassError> {
+        let Ok(_alone) = self.one_at_a_time.try_lock() else {
+            return Ok(Asked::Busy);
+        };
+        let (scope, worker) = (self.scope(), (self.owner.worker)());
+        let owned = self.owned(&scope);
+        let turn = match take_extra(&self.owner.pool, owned, &worker, dry_run).await? {
+            Extra::Granted(turn) => turn,
+            Extra::Busy => return Ok(Asked::Busy),
+            Extra::Disabled => return Ok(Asked::Disabled),
+        };
+        let granted = Granted {
+            owned,
+            worker: &worker,
+            turn,
+        };
+        let kept = self.pass(&granted, dry_run, stop).await?;
+        Ok(kept.map_or(Asked::Stopped, Asked::Passed))
     }
 
     fn owned<'a>(&self, scope: &'a str) -> Owned<'a> {
@@ -172,32 +179,69 @@ impl Driven {
         }
     }
 
-    async fn pass(&self, turn: Turn, dry_run: bool) -> Result<Value, PassError> {
+    /// Makes a pass and answers what is kept of it; nothing, if it was dropped because `stop` ended. A turn that no record
+    /// has ended is given back.
+    async fn pass(
+        &self,
+        granted: &Granted<'_>,
+        dry_run: bool,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Value>, PassError> {
+        let passed = self.pass_and_record(granted, dry_run, stop).await;
+        if dry_run || !matches!(passed, Ok(Some(_))) {
+            self.give_back(granted).await;
+        }
+        passed
+    }
+
+    async fn give_back(&self, Granted { owned, worker, .. }: &Granted<'_>) {
+        if let Err(error) = release(&self.owner.pool, *owned, worker).await {
+            tracing::warn!(
+                reconciler = owned.name,
+                scope = owned.scope,
+                error = &error as &dyn std::error::Error,
+                "the turn could not be given back; nobody else makes a pass for 15 minutes"
+            );
+        }
+    }
+
+    async fn pass_and_record(
+        &self,
+        granted: &Granted<'_>,
+        dry_run: bool,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Value>, PassError> {
         let pass = Pass {
             dry_run,
-            approved: turn.approved,
+            approved: granted.turn.approved.clone(),
         };
         let took = Stopwatch::start();
-        let made = tokio::time::timeout(LONGEST_PASS, self.reconciler.pass(&pass)).await;
-        let report = match made {
-            Ok(Ok(report)) => report,
-            failed => {
-                self.give_back().await;
-                return Err(match failed {
-                    Ok(Err(error)) => error,
-                    _ => "it took longer than 10 minutes and was dropped".into(),
-                });
-            }
+        let made = tokio::select! {
+            biased;
+            made = self.make(&pass) => made,
+            () = stop => return Ok(None),
         };
+        let report = made?;
         self.tell(&report, &took);
         let mut kept = serde_json::to_value(&report)?;
         kept["took_ms"] = took.elapsed_ms().into();
-        if dry_run {
-            self.give_back().await;
-        } else {
-            self.record(&report, &kept, turn.was_blocked).await?;
+        if !dry_run {
+            self.record(&report, &kept, granted).await?;
         }
-        Ok(kept)
+        Ok(Some(kept))
+    }
+
+    /// The pass itself; a panic, or that it takes too long, is an error.
+    async fn make(&self, pass: &Pass) -> Result<PassReport, PassError> {
+        let made = AssertUnwindSafe(self.reconciler.pass(pass)).catch_unwind();
+        match tokio::time::timeout(LONGEST_PASS, made).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(_panic)) => {
+                tracing::error!(reconciler = self.name(), "a pass panicked");
+                Err("it panicked".into())
+            }
+            Err(_elapsed) => Err("it took longer than 10 minutes and was dropped".into()),
+        }
     }
 
     fn tell(&self, report: &PassReport, took: &Stopwatch) {
@@ -217,23 +261,33 @@ impl Driven {
         &self,
         report: &PassReport,
         kept: &Value,
-        was_blocked: bool,
+        granted: &Granted<'_>,
     ) -> Result<(), PassError> {
-        let (name, scope) = (self.name(), self.scope());
+        let Granted {
+            owned,
+            worker,
+            turn,
+        } = granted;
+        let (name, scope) = (self.name(), owned.scope);
         let blocked = report
             .blocked
             .as_ref()
             .map(serde_json::to_value)
             .transpose()?;
         let mut tx = self.owner.pool.begin().await?;
-        let worker = (self.owner.worker)();
         let block = match &blocked {
             Some(blocked) => Block::Blocked(blocked),
             None if report.is_blind => Block::Unknown,
             None => Block::Free,
         };
-        record_pass(&mut tx, self.owned(&scope), &worker, kept, block).await?;
-        let newly = report.blocked.as_ref().filter(|_| !was_blocked);
+        if !record_pass(&mut tx, *owned, worker, turn, (kept, block)).await? {
+            tx.rollback().await?;
+            return Err(format!(
+                "worker {worker} lost its turn before the pass ended, so nothing is kept of it"
+            )
+            .into());
+        }
+        let newly = report.blocked.as_ref().filter(|_| !turn.was_blocked);
         if let Some(blocked) = newly {
             let event = NewEvent {
                 event_type: names::RECONCILER_BLOCKED,
@@ -266,16 +320,4 @@ impl Driven {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_backoff_grows_to_its_cap_and_begins_anew_after_ten_healthy_minutes() {
-        let mut backoff = Backoff::new();
-        let pauses: Vec<u64> = (0..7).map(|_| backoff.grow().as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        let (short, long) = (HEALTHY_AFTER - Duration::from_secs(1), HEALTHY_AFTER);
-        assert_eq!(pause_after(LONGEST_BACKOFF, short), LONGEST_BACKOFF);
-        assert_eq!(pause_after(LONGEST_BACKOFF, long), FIRST_BACKOFF);
-    }
-}
+mod tests;

@@ -106,7 +106,9 @@ impl Liveness {
             match expiry {
                 Expiry::Expired(ids) => lost.extend(ids),
                 Expiry::TooMany { stale, watched } => {
-                    metrics::counter!("longshore_liveness_mass_expiry_total").increment(1);
+                    if !pass.dry_run {
+                        metrics::counter!("longshore_liveness_mass_expiry_total").increment(1);
+                    }
                     doubtful.push((who, stale, watched));
                 }
             }

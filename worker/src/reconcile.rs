@@ -55,18 +55,12 @@ impl Executor for ReconcileExecutor {
             );
         };
         tracing::info!(job.id = %job.id, job.kind = job.kind, reconciler = name, scope, dry_run, by = job.created_by, "reconcile entered");
-        let asked = tokio::select! {
-            asked = driven.pass_now(*dry_run) => asked,
-            () = ctx.stopping() => {
-                driven.give_back().await;
-                return ctx.stopped_verdict();
-            }
-        };
-        match asked {
+        match driven.pass_now(*dry_run, ctx.stopping()).await {
             Ok(Asked::Passed(report)) => Verdict::Done(Some(report)),
             Ok(Asked::Busy) => {
                 Verdict::Snooze(SOON, format!("another pass of {name} is being made"))
             }
+            Ok(Asked::Stopped) => ctx.stopped_verdict(),
             Ok(Asked::Disabled) => Verdict::Permanent(JobError::plain(format!(
                 "reconciler {name} is disabled for {scope}; enable it first, or make a dry run"
             ))),

@@ -274,11 +274,14 @@ async fn join_engine(
         if let Some(id) = known {
             break id;
         }
-        tokio::select! {
+        let asked_again = async {
+            tokio::time::sleep(ENGINE_RETRY).await;
+            serve_engine(&engine, &*backend).await
+        };
+        known = tokio::select! {
             () = driving.stop.cancelled() => return,
-            () = tokio::time::sleep(ENGINE_RETRY) => {}
-        }
-        known = serve_engine(&engine, &*backend).await;
+            known = asked_again => known,
+        };
     };
     drop(engine);
     let of_engine: [Arc<dyn Reconciler>; 4] = [
