@@ -35,6 +35,8 @@ pub enum StopSource {
     Hibernate,
     /// A delete or a purge.
     Purge,
+    /// A sweep of what nobody wants.
+    Sweep,
 }
 
 impl StopSource {
@@ -48,6 +50,7 @@ impl StopSource {
             Self::Pause => "pause",
             Self::Hibernate => "hibernate",
             Self::Purge => "purge",
+            Self::Sweep => "sweep",
         }
     }
 

@@ -428,6 +428,7 @@ async fn an_engine_whose_start_replaces_what_is_left_is_asked_once_and_only_a_pa
         (StopSource::Pause, 1),
         (StopSource::Hibernate, 1),
         (StopSource::Purge, 1),
+        (StopSource::Sweep, 1),
     ] {
         let before = engine.looks().len();
         let rig = Rig::start(&engine.url, source, None).await;

@@ -23,7 +23,7 @@ use crate::{instances, place, workspace_key};
 /// The kind's name.
 pub const KIND: &str = "stop";
 /// Shapes of [`Args`] this version reads.
-pub const ARGS_VERSIONS: &[i16] = &[1, 2];
+pub const ARGS_VERSIONS: &[i16] = &[1, 2, 3];
 /// How stops are tried and limited.
 pub const POLICY: Policy = Policy {
     max_attempts: 20,
@@ -61,6 +61,8 @@ pub enum Source {
     Pause,
     /// It was claimed for hibernation, which the stop completes.
     Hibernate,
+    /// Nobody wants it.
+    Sweep,
 }
 
 impl Source {
@@ -68,6 +70,7 @@ impl Source {
         match self {
             Self::Pause => StopSource::Pause,
             Self::Hibernate => StopSource::Hibernate,
+            Self::Sweep => StopSource::Sweep,
         }
     }
 
@@ -76,6 +79,7 @@ impl Source {
         match self {
             Self::Pause => 1,
             Self::Hibernate => 2,
+            Self::Sweep => 3,
         }
     }
 }
@@ -233,7 +237,7 @@ pub async fn request_orphan(
         workspace_id: id,
         generation: generation.unwrap_or(any),
         remove_volumes: true,
-        source: Source::Pause,
+        source: Source::Sweep,
     };
     enqueue(
         tx,
@@ -245,7 +249,7 @@ pub async fn request_orphan(
             keys: vec![workspace_key(id)],
             dedupe_key: Some(format!("{id}:removed")),
             args: serde_json::to_value(&args).unwrap_or_default(),
-            args_version: 1,
+            args_version: args.source.args_version(),
             priority: 0,
             delay: Duration::ZERO,
             deadline: POLICY.deadline,
