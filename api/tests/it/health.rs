@@ -311,7 +311,7 @@ async fn the_api_describes_itself() {
 /// What operations are called by, so that the methods of generated clients read alike.
 const VERBS: &str = "get list create update delete set put send open watch stream cancel act register discover check pause \
                      resume restart hibernate reject drain undrain retry discard revoke rotate import abort roll approve \
-                     enable disable run expand collapse remove keep";
+                     enable disable run expand collapse remove keep export validate";
 
 #[test]
 fn the_description_is_made_without_a_service_and_made_for_generators() {

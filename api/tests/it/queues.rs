@@ -322,7 +322,7 @@ async fn what_makes_no_sense_of_a_queue_is_refused_with_the_reason() {
     let told = problem["detail"].as_str().unwrap();
     assert!(
         told.starts_with("no queue is named nobody; there are: ")
-            && told.ends_with("rest, restart, restart-context, secret-fanout, stop"),
+            && told.ends_with("rest, restart, restart-context, rollout, secret-fanout, stop"),
         "{told}"
     );
     assert_eq!(app.count("queue_controls").await, 0);
