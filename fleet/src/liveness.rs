@@ -129,13 +129,8 @@ pub async fn expire_silent(
     )
     .fetch_all(&mut *tx)
     .await?;
-    let stale: Vec<_> = watched
-        .iter()
-        .filter(|row| row.stale)
-        .map(|row| row.id)
-        .collect();
-    if is_doubtful(&stale, watched.len(), guard, believed) {
-        let watched = watched.len();
+    let (stale, watched) = split(watched.iter().map(|row| (row.id, row.stale)));
+    if is_doubtful(&stale, watched, guard, believed) {
         return Ok(Expiry::TooMany { stale, watched });
     }
     expire(tx, &stale, ttl).await
@@ -163,16 +158,18 @@ pub async fn expire_external(
     )
     .fetch_all(&mut *tx)
     .await?;
-    let stale: Vec<_> = watched
-        .iter()
-        .filter(|row| row.stale)
-        .map(|row| row.id)
-        .collect();
-    if is_doubtful(&stale, watched.len(), guard, believed) {
-        let watched = watched.len();
+    let (stale, watched) = split(watched.iter().map(|row| (row.id, row.stale)));
+    if is_doubtful(&stale, watched, guard, believed) {
         return Ok(Expiry::TooMany { stale, watched });
     }
     expire(tx, &stale, after).await
+}
+
+/// Those that are stale, and how many there are in all.
+fn split(watched: impl ExactSizeIterator<Item = (WorkspaceId, bool)>) -> (Vec<WorkspaceId>, usize) {
+    let all = watched.len();
+    let stale = watched.filter_map(|(id, stale)| stale.then_some(id));
+    (stale.collect(), all)
 }
 
 fn is_doubtful(
