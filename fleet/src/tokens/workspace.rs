@@ -125,10 +125,16 @@ pub async fn verify_workspace_token(
                       coalesce(t.last_used_at < longshore_now() - make_interval(secs => $3), true) AS stale
                FROM workspace_auth_tokens t JOIN workspaces w ON w.id = t.workspace_id
                WHERE t.token_hash = $1 AND t.revoked_at IS NULL AND w.status <> $2
+           ), open AS (
+               -- The workspace first, as whoever revokes its tokens does: a caller that goes on to write the workspace
+               -- must not wait for it with a token locked.
+               SELECT id FROM workspaces
+               WHERE id IN (SELECT workspace_id FROM found WHERE stale) FOR NO KEY UPDATE SKIP LOCKED
            ), free AS (
                -- Whoever holds the row is using it too; nobody waits only to note the time.
                SELECT id FROM workspace_auth_tokens
-               WHERE id IN (SELECT id FROM found WHERE stale) FOR NO KEY UPDATE SKIP LOCKED
+               WHERE id IN (SELECT id FROM found) AND workspace_id IN (SELECT id FROM open)
+               FOR NO KEY UPDATE SKIP LOCKED
            ), touched AS (
                UPDATE workspace_auth_tokens SET last_used_at = longshore_now() WHERE id IN (SELECT id FROM free)
            )

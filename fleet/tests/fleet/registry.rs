@@ -7,7 +7,7 @@ use longshore_fleet::registry::{
     Registration, RuntimeMetadata, check_registration, heartbeat, register, update_card,
 };
 use longshore_fleet::tokens::{issue, revoke_all};
-use longshore_fleet::workspace::{DeliveryMode, NewWorkspace, Workspace};
+use longshore_fleet::workspace::{DeliveryMode, NewWorkspace, Workspace, lock_workspace};
 use longshore_fleet::{FleetConfig, WorkspaceStatus};
 use serde_json::json;
 
@@ -338,6 +338,24 @@ async fn heartbeats_need_the_token_and_serve_stopped_workspaces() {
         };
         assert_eq!(after, expected, "{status}");
     }
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_meets_a_delete_waits_for_it_without_standing_in_its_way() {
+    let setup = Setup::new().await;
+    let (workspace, presented) = agent_in(&setup, WorkspaceStatus::Online).await;
+    let mut delete = setup.begin().await;
+    lock_workspace(&mut delete, workspace.id).await.unwrap();
+    let beaten = try_beat(&setup, workspace.id, &presented, Heartbeat::default());
+    let revoked = async {
+        setup.until_someone_waits().await;
+        let revoked = revoke_all(&mut delete, workspace.id).await;
+        delete.commit().await.unwrap();
+        revoked
+    };
+    let (beaten, revoked) = tokio::join!(beaten, revoked);
+    assert_eq!(revoked.unwrap(), 1);
+    beaten.unwrap();
 }
 
 #[tokio::test]
