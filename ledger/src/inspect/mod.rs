@@ -179,26 +179,52 @@ impl JobRecord {
 /// # Errors
 /// [`LedgerError`].
 pub async fn find_job(conn: &mut PgConnection, id: JobId) -> Result<Option<JobView>, LedgerError> {
-    let record = sqlx::query_as!(
+    let mut record = find_live(conn, id).await?;
+    if record.is_none() {
+        record = find_finished(conn, id).await?;
+    }
+    if record.is_none() {
+        // A retry may have brought it back in between.
+        record = find_live(conn, id).await?;
+    }
+    let found = views(conn, record.into_iter().collect()).await?;
+    Ok(found.into_iter().next())
+}
+
+async fn find_live(conn: &mut PgConnection, id: JobId) -> Result<Option<JobRecord>, LedgerError> {
+    sqlx::query_as!(
         JobRecord,
         r#"SELECT id AS "id!", kind AS "kind!", queue AS "queue!", tenant AS "tenant!", workspace_id, keys AS "keys!", args AS "args!",
                priority AS "priority!", state AS "state: State", wait AS "wait: Wait", backing_off AS "backing_off!", NULL::job_outcome AS "outcome: Outcome",
                attempt AS "attempt!", crashes AS "crashes!", snoozes AS "snoozes!", max_attempts AS "max_attempts!", run_at AS "run_at!",
                deadline_at AS "deadline_at!", worker, progress, revision AS "revision!", errors AS "errors!", trace_context,
                created_by AS "created_by!", created_at AS "created_at!", queued_at, started_at, NULL::timestamptz AS finished_at, NULL::jsonb AS result
-           FROM jobs WHERE id = $1
-           UNION ALL
-           SELECT id, kind, queue, tenant, workspace_id, keys, args, priority, NULL, NULL, false, outcome, attempt, crashes, snoozes, max_attempts,
-               run_at, deadline_at, worker, progress, revision, errors, trace_context, created_by, created_at, NULL, started_at, finished_at, result
-           FROM job_history WHERE id = $1
-           LIMIT 1"#,
+           FROM jobs WHERE id = $1"#,
         id.0
     )
-    .fetch_optional(&mut *conn)
+    .fetch_optional(conn)
     .await
-    .map_err(LedgerError::database("reading a job"))?;
-    let found = views(conn, record.into_iter().collect()).await?;
-    Ok(found.into_iter().next())
+    .map_err(LedgerError::database("reading a job"))
+}
+
+/// Apart from the live ones: only to plan it takes longer than to read a live job, since the history has many partitions.
+async fn find_finished(
+    conn: &mut PgConnection,
+    id: JobId,
+) -> Result<Option<JobRecord>, LedgerError> {
+    sqlx::query_as!(
+        JobRecord,
+        r#"SELECT id AS "id!", kind AS "kind!", queue AS "queue!", tenant AS "tenant!", workspace_id, keys AS "keys!", args AS "args!",
+               priority AS "priority!", NULL::job_state AS "state: State", NULL::job_wait AS "wait: Wait", false AS "backing_off!",
+               outcome AS "outcome?: Outcome", attempt AS "attempt!", crashes AS "crashes!", snoozes AS "snoozes!", max_attempts AS "max_attempts!",
+               run_at AS "run_at!", deadline_at AS "deadline_at!", worker, progress, revision AS "revision!", errors AS "errors!", trace_context,
+               created_by AS "created_by!", created_at AS "created_at!", NULL::timestamptz AS queued_at, started_at, finished_at AS "finished_at?", result
+           FROM job_history WHERE id = $1"#,
+        id.0
+    )
+    .fetch_optional(conn)
+    .await
+    .map_err(LedgerError::database("reading a finished job"))
 }
 
 /// What the runs of a live job have left for the next one; none of one that has ended.
