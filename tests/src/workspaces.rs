@@ -148,7 +148,7 @@ impl TestApp {
     pub async fn row_counts(&self) -> BTreeMap<String, i64> {
         let tables: Vec<String> = sqlx::query_scalar(
             "SELECT relname::text FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
-             WHERE nspname = 'public' AND relkind = 'r' AND relname NOT IN ('workers', 'reconcilers')",
+             WHERE nspname = 'public' AND relkind = 'r' AND relname NOT IN ('workers', 'reconcilers', 'heartbeat_intake')",
         )
         .fetch_all(self.pool())
         .await
