@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use longshore_tests::{NewWorker, PATIENCE, TestApp, wait_until};
+use longshore_tests::{NewWorker, PATIENCE, TestApp, needs_docker, wait_until};
 use serde_json::{Value, json};
 
 /// A control plane without an engine whose worker has made its first passes.
@@ -32,7 +32,7 @@ pub(crate) async fn until_passed(app: &TestApp, name: &str) {
 }
 
 /// Asks for a pass and answers its report.
-async fn run(app: &TestApp, name: &str, body: Value) -> Value {
+pub(crate) async fn run(app: &TestApp, name: &str, body: Value) -> Value {
     let started = app
         .admin()
         .post(&format!("/reconcilers/{name}/run"), &body)
@@ -207,4 +207,90 @@ async fn the_command_line_lists_disables_and_runs_reconcilers() {
     app.until_status(&late, "failed", Duration::from_secs(40))
         .await;
     says(&["reconcile", "nothing"], 3);
+}
+
+/// Workspaces that are up and have been idle for an hour, on the worker's engine, where nothing runs of them.
+async fn write_up_directly(app: &TestApp, count: i32) -> Vec<String> {
+    sqlx::query_scalar(
+        "INSERT INTO workspaces (id, name, status, engine_id, provision_generation, idle_since)
+         SELECT gen_random_uuid(), 'up ' || n, $2::workspace_status, (SELECT max(engine_id) FROM workers), 1,
+                longshore_now() - interval '1 hour'
+         FROM generate_series(1, $1) AS n RETURNING id::text",
+    )
+    .bind(count)
+    .bind("online")
+    .fetch_all(app.pool())
+    .await
+    .unwrap()
+}
+
+/// One more than a pass may act on: it does nothing and says so, until an operator lets it.
+async fn assert_waits_for_approval(app: &TestApp, name: &str, mut ids: Vec<String>, becomes: &str) {
+    ids.sort();
+    assert_eq!(ids.len(), 6);
+    let before = app.entry(&ids[0]).await["status"].clone();
+    let report = run(app, name, json!({})).await;
+    assert_eq!(
+        (&report["acted"], &report["skipped"]),
+        (&json!(0), &json!(6)),
+        "{report}"
+    );
+    let shown = app.admin().get(&format!("/reconcilers/{name}")).await;
+    let shown = shown.expect(200);
+    let mut wanted: Vec<String> =
+        serde_json::from_value(shown["blocked"]["wanted"].clone()).unwrap();
+    wanted.sort();
+    assert_eq!((&wanted, &shown["blocked"]["budget"]), (&ids, &json!(5)));
+    let events = operator_events(app).await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (events[0].0.as_str(), &events[0].1["count"]),
+        ("RECONCILER_BLOCKED", &json!(6))
+    );
+    for id in &ids {
+        assert_eq!(app.entry(id).await["status"], before);
+    }
+    let approve = format!("/reconcilers/{name}/approve");
+    app.admin().post(&approve, &json!({})).await.expect(200);
+    run(app, name, json!({})).await;
+    for id in &ids {
+        app.until_status(id, becomes, PATIENCE).await;
+    }
+}
+
+#[tokio::test]
+async fn many_that_are_overdue_at_once_wait_for_an_operator() {
+    let app = swept().await;
+    let mut late = Vec::new();
+    for _ in 0..6 {
+        late.push(write_overdue_directly(&app).await);
+    }
+    assert_waits_for_approval(&app, "provision-timeout", late, "failed").await;
+}
+
+#[tokio::test]
+async fn many_that_are_gone_at_once_wait_for_an_operator() {
+    needs_docker!();
+    let app = TestApp::build()
+        .setting("AUTO_RESTART_MAX", "0")
+        .start()
+        .await;
+    until_passed(&app, "health").await;
+    let gone = write_up_directly(&app, 6).await;
+    assert_waits_for_approval(&app, "health", gone, "offline").await;
+}
+
+#[tokio::test]
+async fn many_that_fall_idle_at_once_wait_for_an_operator() {
+    let mut app = TestApp::build()
+        .without_docker()
+        .setting("HIBERNATION_IDLE_MINUTES", "10")
+        .workers([NewWorker::default()])
+        .start()
+        .await;
+    // Their stops wait for an engine.
+    app.abandon_jobs();
+    until_passed(&app, "hibernation").await;
+    let idle = write_up_directly(&app, 6).await;
+    assert_waits_for_approval(&app, "hibernation", idle, "hibernating").await;
 }

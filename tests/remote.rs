@@ -7,6 +7,9 @@ use futures_util::future::join_all;
 use longshore_tests::{Builder, NewWorker, PATIENCE, TestApp, needs_docker, wait_until};
 use serde_json::{Value, json};
 
+use crate::reconcilers::{run, until_passed};
+use crate::sweeps::disable;
+
 const SIMULATION: &str = env!("CARGO_BIN_EXE_longshore-cp-sim");
 /// How every failure of the simulation that has something to say begins.
 const LOUD: &str = "the-words-of-the-control-plane";
@@ -384,4 +387,34 @@ async fn assert_flagged(app: &TestApp, worker: usize, workspace: &str) {
     assert_eq!(flagged, format!("{workspace}:1"));
     let log = app.workers[worker].log();
     assert!(log.contains("LEAK-SUSPECT"), "nothing was said of it");
+}
+
+#[tokio::test]
+async fn a_dry_run_of_health_tells_of_starts_that_nobody_asks_about_and_flags_none() {
+    needs_docker!();
+    let app = hosted(&[]).start().await;
+    until_passed(&app, "health").await;
+    disable(&app, "health").await;
+    let id: String = sqlx::query_scalar(
+        "INSERT INTO workspaces (id, name, status, start_called_as, start_certain_at)
+         VALUES (gen_random_uuid(), 'given up', $1::workspace_status, 1, longshore_now() - interval '1 hour')
+         RETURNING id::text",
+    )
+    .bind("failed")
+    .fetch_one(app.pool())
+    .await
+    .unwrap();
+    let report = run(&app, "health", json!({ "dry_run": true })).await;
+    let flag = format!("flags the forgotten start {id}:1");
+    assert_eq!(
+        (&report["would"], &report["acted"]),
+        (&json!([flag]), &json!(0))
+    );
+    let none = app.admin().get("/leaks").await.expect(200);
+    assert_eq!(none["items"], json!([]));
+    let enable = "/reconcilers/health/enable";
+    app.admin().post(enable, &json!({})).await.expect(200);
+    run(&app, "health", json!({})).await;
+    let leaks = app.admin().get("/leaks").await.expect(200);
+    assert_eq!(leaks["items"][0]["resource_id"], format!("{id}:1"));
 }

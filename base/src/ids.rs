@@ -33,6 +33,9 @@ pub struct WorkspaceId(pub Uuid);
 pub struct JobId(pub Uuid);
 
 impl WorkspaceId {
+    /// Smaller than every other: where reading in the order of ids begins.
+    pub const LEAST: Self = Self(Uuid::nil());
+
     /// A new random id.
     #[must_use]
     pub fn random() -> Self {

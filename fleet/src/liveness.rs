@@ -6,9 +6,11 @@
 //! part of the fleet goes silent at once, the fault is more likely ours than theirs, so then nobody is given up
 //! ([`MassGuard`]).
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use longshore_base::WorkspaceId;
+use longshore_base::clock::now;
+use longshore_base::{Timestamp, WorkspaceId};
 use longshore_events::{NewEvent, append, names};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -16,6 +18,9 @@ use sqlx::PgConnection;
 use crate::FleetError;
 use crate::status::{Change, WorkspaceStatus};
 use crate::workspace::EXTERNAL;
+
+/// Rows that a sweep reads at once. With a limit every page is read in the order of an index, whatever the statistics say.
+pub(crate) const PAGE: u16 = 500;
 
 /// When silence is too common to be believed: more than this many **and** more than this share of those watched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,21 +124,11 @@ pub async fn expire_silent(
     guard: MassGuard,
     believed: &[WorkspaceId],
 ) -> Result<Expiry, FleetError> {
-    let watched = sqlx::query!(
-        r#"SELECT id AS "id: WorkspaceId",
-                  last_heartbeat_at < (SELECT longshore_now()) - make_interval(secs => $3) AS "stale!"
-           FROM workspaces WHERE status = ANY($1) AND runtime <> $2 AND last_heartbeat_at IS NOT NULL"#,
-        Change::Lost.sources() as Vec<WorkspaceStatus>,
-        EXTERNAL,
-        ttl.as_secs_f64(),
-    )
-    .fetch_all(&mut *tx)
-    .await?;
-    let (stale, watched) = split(watched.iter().map(|row| (row.id, row.stale)));
-    if is_doubtful(&stale, watched, guard, believed) {
-        return Ok(Expiry::TooMany { stale, watched });
-    }
-    expire(tx, &stale, ttl).await
+    let up = Change::Lost.sources();
+    let quiet = list_quiet(tx, &up, Runs::Here, ttl).await?;
+    let stale = quiet.into_iter().filter(|one| one.was_heard);
+    let stale: Vec<_> = stale.map(|one| one.id).collect();
+    expire(tx, Runs::Here, (stale, ttl), guard, believed).await
 }
 
 /// Gives up external workspaces that are up and have been silent for longer than `after`; one that never beat counts from
@@ -147,47 +142,92 @@ pub async fn expire_external(
     guard: MassGuard,
     believed: &[WorkspaceId],
 ) -> Result<Expiry, FleetError> {
-    let watched = sqlx::query!(
-        r#"SELECT id AS "id: WorkspaceId",
-                  coalesce(last_heartbeat_at, updated_at) < (SELECT longshore_now()) - make_interval(secs => $3)
-                      AS "stale!"
-           FROM workspaces WHERE status = ANY($1) AND runtime = $2"#,
-        Change::Lost.sources() as Vec<WorkspaceStatus>,
-        EXTERNAL,
-        after.as_secs_f64(),
-    )
-    .fetch_all(&mut *tx)
-    .await?;
-    let (stale, watched) = split(watched.iter().map(|row| (row.id, row.stale)));
-    if is_doubtful(&stale, watched, guard, believed) {
-        return Ok(Expiry::TooMany { stale, watched });
+    let up = Change::Lost.sources();
+    let quiet = list_quiet(tx, &up, Runs::Elsewhere, after).await?;
+    let stale = quiet.into_iter().filter(|one| one.is_unchanged);
+    let stale: Vec<_> = stale.map(|one| one.id).collect();
+    expire(tx, Runs::Elsewhere, (stale, after), guard, believed).await
+}
+
+/// Where agents run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runs {
+    /// On what the platform controls.
+    Here,
+    /// On somebody's own machine.
+    Elsewhere,
+}
+
+/// A workspace of which nothing was heard for a while, or ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quiet {
+    pub(crate) id: WorkspaceId,
+    beat_minute: Timestamp,
+    /// It has beaten before.
+    was_heard: bool,
+    /// Nor has its row changed in that time, if it never beat.
+    is_unchanged: bool,
+}
+
+/// Those in these statuses of which nothing was heard for so long. Nothing else is read, however many there are.
+pub(crate) async fn list_quiet(
+    conn: &mut PgConnection,
+    statuses: &[WorkspaceStatus],
+    runs: Runs,
+    for_longer_than: Duration,
+) -> Result<Vec<Quiet>, FleetError> {
+    let since = now(&mut *conn).await? - for_longer_than;
+    let mut quiet: Vec<Quiet> = Vec::new();
+    loop {
+        let last = quiet.last();
+        let page = sqlx::query_as!(
+            Quiet,
+            r#"SELECT q.id AS "id!: WorkspaceId", q.beat_minute AS "beat_minute!", q.was_heard AS "was_heard!",
+                      q.is_unchanged AS "is_unchanged!"
+               FROM unnest($1::workspace_status[]) AS one (status) CROSS JOIN LATERAL (
+                   SELECT id, beat_minute, last_heartbeat_at IS NOT NULL AS was_heard,
+                          coalesce(last_heartbeat_at, updated_at) < $2 AS is_unchanged
+                   FROM workspaces
+                   WHERE status = one.status AND beat_minute < $2 AND (beat_minute, id) > ($3, $4)
+                     AND (runtime = $5) = $6 AND (last_heartbeat_at < $2 OR last_heartbeat_at IS NULL)
+                   ORDER BY beat_minute, id LIMIT $7
+               ) AS q ORDER BY q.beat_minute, q.id LIMIT $7"#,
+            statuses as &[WorkspaceStatus],
+            since,
+            last.map_or(Timestamp::UNIX_EPOCH, |last| last.beat_minute),
+            last.map_or(WorkspaceId::LEAST, |last| last.id) as WorkspaceId,
+            EXTERNAL,
+            runs == Runs::Elsewhere,
+            i64::from(PAGE),
+        )
+        .fetch_all(&mut *conn)
+        .await?;
+        let is_last = page.len() < usize::from(PAGE);
+        quiet.extend(page);
+        if is_last {
+            return Ok(quiet);
+        }
     }
-    expire(tx, &stale, after).await
-}
-
-/// Those that are stale, and how many there are in all.
-fn split(watched: impl ExactSizeIterator<Item = (WorkspaceId, bool)>) -> (Vec<WorkspaceId>, usize) {
-    let all = watched.len();
-    let stale = watched.filter_map(|(id, stale)| stale.then_some(id));
-    (stale.collect(), all)
-}
-
-fn is_doubtful(
-    stale: &[WorkspaceId],
-    watched: usize,
-    guard: MassGuard,
-    believed: &[WorkspaceId],
-) -> bool {
-    let doubtful = stale.iter().filter(|id| !believed.contains(id)).count();
-    guard.trips(doubtful, watched)
 }
 
 async fn expire(
     tx: &mut PgConnection,
-    stale: &[WorkspaceId],
-    after: Duration,
+    runs: Runs,
+    (stale, after): (Vec<WorkspaceId>, Duration),
+    guard: MassGuard,
+    believed: &[WorkspaceId],
 ) -> Result<Expiry, FleetError> {
-    let ids: Vec<_> = stale.iter().map(|id| id.0).collect();
+    let believed: HashSet<_> = believed.iter().collect();
+    let doubtful = stale.iter().filter(|id| !believed.contains(id)).count();
+    if doubtful > guard.count {
+        let watched = count_up(tx, runs).await?;
+        if guard.trips(doubtful, watched) {
+            return Ok(Expiry::TooMany { stale, watched });
+        }
+    }
+    if stale.is_empty() {
+        return Ok(Expiry::Expired(stale));
+    }
     // A beat that came since the rows were read saves its workspace.
     let lost = sqlx::query_scalar!(
         r#"WITH held AS (
@@ -199,7 +239,7 @@ async fn expire(
            )
            UPDATE workspaces w SET status = $3, updated_at = longshore_now() FROM held WHERE w.id = held.id
            RETURNING w.id AS "id: WorkspaceId""#,
-        &ids,
+        &stale as &[WorkspaceId],
         Change::Lost.sources() as Vec<WorkspaceStatus>,
         WorkspaceStatus::Offline as WorkspaceStatus,
         after.as_secs_f64(),
@@ -212,16 +252,45 @@ async fn expire(
     Ok(Expiry::Expired(lost))
 }
 
-/// Gives up one workspace whose container was found gone. False, and nothing happens, when it is not up any more.
+/// How many managed workspaces are up: asked when that decides whether something may be done to many of them, since it
+/// reads all of them.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn count_managed(conn: &mut PgConnection) -> Result<usize, FleetError> {
+    count_up(conn, Runs::Here).await
+}
+
+async fn count_up(conn: &mut PgConnection, runs: Runs) -> Result<usize, FleetError> {
+    let count = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM workspaces
+           WHERE status = ANY($1) AND (runtime = $2) = $3 AND ($3 OR last_heartbeat_at IS NOT NULL)"#,
+        Change::Lost.sources() as Vec<WorkspaceStatus>,
+        EXTERNAL,
+        runs == Runs::Elsewhere,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(usize::try_from(count).unwrap_or_default())
+}
+
+/// Gives up one workspace whose container was found gone. False, and nothing happens, when it is not up any more, or was
+/// brought up once more since it had this generation.
 ///
 /// # Errors
 /// [`FleetError`].
-pub async fn mark_offline(tx: &mut PgConnection, id: WorkspaceId) -> Result<bool, FleetError> {
+pub async fn mark_offline(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    generation: i64,
+) -> Result<bool, FleetError> {
     let done = sqlx::query!(
-        "UPDATE workspaces SET status = $2, updated_at = longshore_now() WHERE id = $1 AND status = ANY($3)",
+        "UPDATE workspaces SET status = $2, updated_at = longshore_now()
+         WHERE id = $1 AND status = ANY($3) AND provision_generation = $4",
         id as WorkspaceId,
         WorkspaceStatus::Offline as WorkspaceStatus,
         Change::Lost.sources() as Vec<WorkspaceStatus>,
+        generation,
     )
     .execute(&mut *tx)
     .await?;
@@ -246,30 +315,32 @@ async fn append_offline(tx: &mut PgConnection, id: WorkspaceId) -> Result<(), Fl
 pub struct RunningWorkspace {
     /// Its id.
     pub id: WorkspaceId,
-    /// Its runtime.
-    pub runtime: String,
-    /// Its container, on the Docker backend.
-    pub container_id: Option<String>,
-    /// The engine that is on.
-    pub engine_id: Option<String>,
     /// Its instance, on the remote backend.
     pub instance_id: Option<String>,
     /// Which attempt brought it up.
     pub generation: i64,
 }
 
-/// The managed workspaces that are up.
+/// The next of the managed workspaces that are up on an engine, or at a place that stands for one, behind an id: a page of
+/// them, in the order of their ids. Empty once there are no more.
 ///
 /// # Errors
 /// [`FleetError::Database`].
-pub async fn list_running(conn: &mut PgConnection) -> Result<Vec<RunningWorkspace>, FleetError> {
+pub async fn list_running(
+    conn: &mut PgConnection,
+    engine_id: &str,
+    after: WorkspaceId,
+) -> Result<Vec<RunningWorkspace>, FleetError> {
     Ok(sqlx::query_as!(
         RunningWorkspace,
-        r#"SELECT id AS "id: WorkspaceId", runtime, container_id, engine_id, instance_id,
-                  provision_generation AS generation
-           FROM workspaces WHERE status = ANY($1) AND runtime <> $2 ORDER BY id"#,
+        r#"SELECT id AS "id: WorkspaceId", instance_id, provision_generation AS generation
+           FROM workspaces
+           WHERE engine_id = $1 AND status = ANY($2) AND id > $3 AND runtime <> $4 ORDER BY id LIMIT $5"#,
+        engine_id,
         Change::Lost.sources() as Vec<WorkspaceStatus>,
+        after as WorkspaceId,
         EXTERNAL,
+        i64::from(PAGE),
     )
     .fetch_all(conn)
     .await?)

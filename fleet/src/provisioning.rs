@@ -261,44 +261,67 @@ pub async fn current_generation(
     Ok(row.map(|row| (row.provision_generation, row.status)))
 }
 
-/// A workspace that ran out of time.
+/// A workspace whose bringing-up has begun, and which is not there yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Overdue {
+pub struct Awaited {
     /// The workspace.
     pub id: WorkspaceId,
+    /// The attempt.
+    pub generation: i64,
     /// Its runtime.
     pub runtime: String,
-    /// The deadline that passed.
+    /// How long it may take.
     pub timeout_secs: i64,
+    /// It has taken longer.
+    pub is_overdue: bool,
 }
 
-/// Fails every workspace whose bringing-up has taken longer than its deadline ([`Fleet::provision_timeout`]), counted
-/// from the start of its run; one whose job still waits has no clock yet and is left alone.
+/// Every workspace whose bringing-up has begun, with its deadline ([`Fleet::provision_timeout`]), counted from the start of
+/// its run; one whose job still waits has no clock yet and is not among them.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn list_awaited(
+    conn: &mut PgConnection,
+    fleet: &Fleet,
+) -> Result<Vec<Awaited>, FleetError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: WorkspaceId", runtime, provision_generation,
+                  extract(epoch FROM (SELECT longshore_now()) - provision_started_at)::double precision AS "age_secs!"
+           FROM workspaces WHERE status = $1 AND provision_started_at IS NOT NULL ORDER BY id"#,
+        WorkspaceStatus::Provisioning as WorkspaceStatus,
+    )
+    .fetch_all(conn)
+    .await?;
+    let awaited = rows.into_iter().map(|row| {
+        let timeout = fleet.provision_timeout(&row.runtime);
+        Awaited {
+            id: row.id,
+            generation: row.provision_generation,
+            runtime: row.runtime,
+            timeout_secs: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            is_overdue: row.age_secs > timeout.as_secs_f64(),
+        }
+    });
+    Ok(awaited.collect())
+}
+
+/// Fails a workspace that has taken too long. False, and nothing happens, when it has come up or began anew since.
 ///
 /// # Errors
 /// [`FleetError`].
-pub async fn fail_overdue(
-    tx: &mut PgConnection,
-    fleet: &Fleet,
-) -> Result<Vec<Overdue>, FleetError> {
-    let mut failed = Vec::new();
-    for (overdue, generation) in list_overdue(tx, fleet).await? {
-        let reason = format!(
-            "provisioning timed out: nothing was heard of the agent within {} s of its start; \
-             look at its logs and at whether it reaches PLATFORM_URL",
-            overdue.timeout_secs
-        );
-        let extras = json!({
-            "timeout_secs": overdue.timeout_secs,
-            "runtime": overdue.runtime,
-            "source": "provision_timeout_sweep",
-        });
-        // Whoever came online or began anew since the rows were read has another status or generation.
-        if mark_failed(tx, overdue.id, Some(generation), &reason, extras).await? {
-            failed.push(overdue);
-        }
-    }
-    Ok(failed)
+pub async fn fail_overdue(tx: &mut PgConnection, overdue: &Awaited) -> Result<bool, FleetError> {
+    let reason = format!(
+        "provisioning timed out: nothing was heard of the agent within {} s of its start; \
+         look at its logs and at whether it reaches PLATFORM_URL",
+        overdue.timeout_secs
+    );
+    let extras = json!({
+        "timeout_secs": overdue.timeout_secs,
+        "runtime": overdue.runtime,
+        "source": "provision_timeout_sweep",
+    });
+    mark_failed(tx, overdue.id, Some(overdue.generation), &reason, extras).await
 }
 
 /// Workspaces that have waited to come up for so many minutes without any run having begun, with their generations. Mostly
@@ -325,30 +348,6 @@ pub async fn list_unstarted(
         .into_iter()
         .map(|row| (row.id, row.provision_generation))
         .collect())
-}
-
-async fn list_overdue(
-    tx: &mut PgConnection,
-    fleet: &Fleet,
-) -> Result<Vec<(Overdue, i64)>, FleetError> {
-    let waiting = sqlx::query!(
-        r#"SELECT id AS "id: WorkspaceId", runtime, provision_generation,
-                  extract(epoch FROM (SELECT longshore_now()) - provision_started_at)::double precision AS "age_secs!"
-           FROM workspaces WHERE status = $1 AND provision_started_at IS NOT NULL ORDER BY id"#,
-        WorkspaceStatus::Provisioning as WorkspaceStatus,
-    )
-    .fetch_all(tx)
-    .await?;
-    let overdue = waiting.into_iter().filter_map(|row| {
-        let timeout = fleet.provision_timeout(&row.runtime);
-        let overdue = Overdue {
-            id: row.id,
-            runtime: row.runtime,
-            timeout_secs: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        };
-        (row.age_secs > timeout.as_secs_f64()).then_some((overdue, row.provision_generation))
-    });
-    Ok(overdue.collect())
 }
 
 pub(crate) async fn append_provisioning(

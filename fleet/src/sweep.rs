@@ -6,6 +6,7 @@ use longshore_base::WorkspaceId;
 use sqlx::PgConnection;
 
 use crate::FleetError;
+use crate::liveness::{Runs, list_quiet};
 use crate::status::WorkspaceStatus;
 use crate::workspace::EXTERNAL;
 
@@ -51,37 +52,55 @@ pub async fn list_by_id12(
     .await?)
 }
 
-/// A workspace of an engine that has a live token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenHolder {
-    /// Its id.
-    pub id: WorkspaceId,
-    /// None of its tokens was issued or used within [`TOKEN_GRACE`].
-    pub stale: bool,
-}
-
-/// The workspaces that should have a container on this engine and have a live token.
+/// The workspaces that should have a container on this engine, of which nothing was heard within [`TOKEN_GRACE`], and whose
+/// live tokens were neither issued nor used within that.
 ///
 /// # Errors
 /// [`FleetError::Database`].
-pub async fn list_token_holders(
+pub async fn list_stale_holders(
     conn: &mut PgConnection,
     engine_id: &str,
-) -> Result<Vec<TokenHolder>, FleetError> {
-    Ok(sqlx::query_as!(
-        TokenHolder,
-        r#"SELECT w.id AS "id: WorkspaceId",
-                  max(coalesce(t.last_used_at, t.created_at)) < longshore_now() - make_interval(secs => $4) AS "stale!"
-           FROM workspaces w JOIN workspace_auth_tokens t ON t.workspace_id = w.id AND t.revoked_at IS NULL
-           WHERE w.engine_id = $1 AND w.instance_id IS NULL AND w.runtime <> $2 AND w.status = ANY($3)
-           GROUP BY w.id ORDER BY w.id"#,
+) -> Result<Vec<WorkspaceId>, FleetError> {
+    // Who beats uses a token, so only the quiet ones are looked at.
+    let quiet = list_quiet(conn, &SHOULD_RUN, Runs::Here, TOKEN_GRACE).await?;
+    if quiet.is_empty() {
+        return Ok(Vec::new());
+    }
+    let quiet: Vec<_> = quiet.into_iter().map(|one| one.id).collect();
+    Ok(sqlx::query_scalar!(
+        r#"SELECT id AS "id: WorkspaceId" FROM workspaces w
+           WHERE id = ANY($1) AND engine_id = $2 AND instance_id IS NULL
+             AND (SELECT max(coalesce(t.last_used_at, t.created_at)) FROM workspace_auth_tokens t
+                  WHERE t.workspace_id = w.id AND t.revoked_at IS NULL)
+                 < (SELECT longshore_now()) - make_interval(secs => $3)
+           ORDER BY id"#,
+        &quiet as &[WorkspaceId],
         engine_id,
-        EXTERNAL,
-        &SHOULD_RUN as &[WorkspaceStatus],
         TOKEN_GRACE.as_secs_f64(),
     )
     .fetch_all(conn)
     .await?)
+}
+
+/// How many workspaces should have a container on this engine: asked when that decides whether the tokens of many may be
+/// revoked, since it reads all of them.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn count_that_should_run(
+    conn: &mut PgConnection,
+    engine_id: &str,
+) -> Result<usize, FleetError> {
+    let count = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM workspaces
+           WHERE engine_id = $1 AND instance_id IS NULL AND runtime <> $2 AND status = ANY($3)"#,
+        engine_id,
+        EXTERNAL,
+        &SHOULD_RUN as &[WorkspaceStatus],
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(usize::try_from(count).unwrap_or_default())
 }
 
 /// Revokes all live tokens of a workspace whose volume was likely wiped, which lets its next first registration in. False,

@@ -2,14 +2,14 @@
 //! the instances of its control plane, and has those restarted that are not.
 //!
 //! A doubt is not a death: something is gone only when the backend says so. A busy engine must not look like many dead
-//! containers at once. A workspace whose instance nobody has written down yet is not looked at: there is nothing to ask
-//! for.
+//! containers at once, and many that are gone at once are an operator's to judge: the pass has a budget. A workspace whose
+//! instance nobody has written down yet is not looked at: there is nothing to ask for.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
 use longshore_backends::Backend;
 use longshore_base::WorkspaceId;
 use longshore_fleet::Fleet;
@@ -54,13 +54,49 @@ impl HealthSweep {
         }
     }
 
+    /// Those of the engine that are gone for certain. A page of rows at a time, so that no row waits long for its look.
+    async fn look(&self, report: &mut PassReport) -> Result<Vec<RunningWorkspace>, PassError> {
+        let instances = self.backend.manner().start_uncertain_for.is_some();
+        let mut gone = Vec::new();
+        let mut after = WorkspaceId::LEAST;
+        loop {
+            let page = {
+                let mut conn = self.pool.acquire().await?;
+                list_running(&mut conn, &self.engine_id, after).await?
+            };
+            let Some(last) = page.last() else {
+                return Ok(gone);
+            };
+            after = last.id;
+            let known: Vec<_> = page
+                .into_iter()
+                .filter(|row| !instances || row.instance_id.is_some())
+                .collect();
+            report.seen += known.len();
+            let mut looks = futures_util::stream::iter(known)
+                .map(async |row| (self.runs(&row).await, row))
+                .buffered(AT_ONCE);
+            while let Some((runs, row)) = looks.next().await {
+                match runs {
+                    Some(true) => {}
+                    Some(false) => gone.push(row),
+                    None => report.failed += 1,
+                }
+            }
+        }
+    }
+
     /// Starts whose answer was never written down, of workspaces that nobody is bringing up: nobody is going to ask what
     /// became of them.
-    async fn flag_forgotten(&self) -> Result<usize, PassError> {
+    async fn flag_forgotten(&self, pass: &Pass, report: &mut PassReport) -> Result<(), PassError> {
         let mut tx = self.pool.begin().await?;
         let forgotten = take_forgotten_starts(&mut tx, FORGOTTEN_AFTER).await?;
         for start in &forgotten {
             let (id, key) = (start.workspace_id, start.key());
+            pass.note_act(report, format!("flags the forgotten start {key}"));
+            if pass.dry_run {
+                continue;
+            }
             tracing::error!(
                 workspace_id = %id, instance_id = "", start_key = key, source = "sweep", attempts = 1,
                 "LEAK-SUSPECT: a start was called and what became of it is not known"
@@ -79,17 +115,18 @@ impl HealthSweep {
             };
             record_leak(&mut tx, &left, &failed).await?;
         }
-        tx.commit().await?;
-        if !forgotten.is_empty() {
+        pass.keep(tx).await?;
+        if report.acted > 0 {
             self.fleet.bus.poke();
         }
-        Ok(forgotten.len())
+        Ok(())
     }
 
     /// Takes a workspace offline whose container is gone, and has it restarted: both or neither.
-    async fn give_up(&self, id: WorkspaceId) -> Result<bool, PassError> {
+    async fn give_up(&self, row: &RunningWorkspace) -> Result<bool, PassError> {
+        let id = row.id;
         let mut tx = self.pool.begin().await?;
-        if !mark_offline(&mut tx, id).await? {
+        if !mark_offline(&mut tx, id, row.generation).await? {
             return Ok(false);
         }
         let restart = request_automatic(&mut tx, &self.fleet, id, Source::Health).await?;
@@ -118,37 +155,26 @@ impl Reconciler for HealthSweep {
     }
 
     async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
-        let rows = {
-            let mut conn = self.pool.acquire().await?;
-            list_running(&mut conn).await?
-        };
         let mut report = PassReport::default();
-        let instances = self.backend.manner().start_uncertain_for.is_some();
-        let here: Vec<_> = rows
-            .into_iter()
-            .filter(|row| row.engine_id.as_deref() == Some(&self.engine_id))
-            .filter(|row| !instances || row.instance_id.is_some())
-            .collect();
-        for some in here.chunks(AT_ONCE) {
-            let looked = join_all(some.iter().map(|row| self.runs(row))).await;
-            for (row, runs) in some.iter().zip(looked) {
-                report.seen += 1;
-                match runs {
-                    Some(true) => {}
-                    Some(false) if pass.dry_run => {
-                        pass.note_act(&mut report, row.id.to_string());
+        let gone = self.look(&mut report).await?;
+        let wanted = gone.iter().map(|row| row.id.to_string());
+        if pass.may(&mut report, wanted.collect()) {
+            for row in &gone {
+                match self.give_up(row).await {
+                    Ok(true) => report.act(row.id),
+                    Ok(false) => report.skipped += 1,
+                    Err(error) => {
+                        report.failed += 1;
+                        tracing::warn!(
+                            workspace.id = %row.id, error = &*error as &dyn std::error::Error,
+                            "a workspace whose container is gone could not be given up"
+                        );
                     }
-                    Some(false) => {
-                        if self.give_up(row.id).await? {
-                            report.act(row.id);
-                        }
-                    }
-                    None => report.failed += 1,
                 }
             }
         }
-        if instances && !pass.dry_run {
-            report.acted += self.flag_forgotten().await?;
+        if self.backend.manner().start_uncertain_for.is_some() {
+            self.flag_forgotten(pass, &mut report).await?;
         }
         Ok(report)
     }

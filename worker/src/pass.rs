@@ -1,13 +1,14 @@
 //! What a reconciler is, what it is told of a pass, and what it says of it (`spec: operations` §4).
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
 use sqlx::{Postgres, Transaction};
 
-/// Destructive acts that every pass may do.
-const LEAST_BUDGET: usize = 5;
+/// Destructive acts that every pass may do, however little it looked at.
+pub(crate) const LEAST_BUDGET: usize = 5;
 /// Of what a pass looked at, one in so many may be destroyed.
 const BUDGET_SHARE: usize = 20;
 /// How many a report names.
@@ -129,17 +130,18 @@ impl Pass {
         }
     }
 
-    /// Whether all of these destructive acts may be done, given how much the report says was looked at. If not, the report
-    /// says why, and nothing of it may be done.
+    /// Whether all of these destructive acts, which take something away or bring it down, may be done, given how much the
+    /// report says was looked at. If not, the report says why, and nothing of it may be done.
     pub(crate) fn may(&self, report: &mut PassReport, wanted: Vec<String>) -> bool {
         let budget = LEAST_BUDGET.max(report.seen / BUDGET_SHARE);
-        let unasked = wanted.iter().filter(|one| !self.approved.contains(one));
+        let approved: HashSet<_> = self.approved.iter().collect();
+        let unasked = wanted.iter().filter(|one| !approved.contains(one));
         let within = unasked.count() <= budget;
         if within && !self.dry_run {
             return true;
         }
         let reason = format!(
-            "{} of {} would be destroyed, and a pass may destroy {budget} without being asked",
+            "{} of {} would be acted on, and a pass may act on {budget} without being asked",
             wanted.len(),
             report.seen
         );

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_fleet::Fleet;
-use longshore_fleet::provisioning::fail_overdue;
+use longshore_fleet::provisioning::{fail_overdue, list_awaited};
 use sqlx::PgPool;
 
 use crate::pass::{Pass, PassError, PassReport, Reconciler};
@@ -32,18 +32,35 @@ impl Reconciler for ProvisionTimeout {
     }
 
     async fn pass(&self, pass: &Pass) -> Result<PassReport, PassError> {
+        let awaited = list_awaited(&mut *self.pool.acquire().await?, &self.fleet).await?;
+        let mut report = PassReport {
+            seen: awaited.len(),
+            ..PassReport::default()
+        };
+        let overdue: Vec<_> = awaited.into_iter().filter(|one| one.is_overdue).collect();
+        let wanted = overdue.iter().map(|one| one.id.to_string());
+        if !pass.may(&mut report, wanted.collect()) {
+            return Ok(report);
+        }
         let mut tx = self.pool.begin().await?;
-        let overdue = fail_overdue(&mut tx, &self.fleet).await?;
-        pass.keep(tx).await?;
-        let report = pass.report(overdue.iter().map(|workspace| workspace.id));
+        let mut failed = Vec::new();
+        for one in &overdue {
+            if fail_overdue(&mut tx, one).await? {
+                failed.push(one);
+            } else {
+                report.skipped += 1;
+            }
+        }
+        tx.commit().await?;
+        for one in failed {
+            report.act(one.id);
+            tracing::warn!(
+                workspace.id = %one.id, runtime = one.runtime, timeout_secs = one.timeout_secs,
+                "the agent was never heard of; the workspace has failed"
+            );
+        }
         if report.acted > 0 {
             self.fleet.bus.poke();
-            for workspace in &overdue {
-                tracing::warn!(
-                    workspace.id = %workspace.id, runtime = workspace.runtime, timeout_secs = workspace.timeout_secs,
-                    "the agent was never heard of; the workspace has failed"
-                );
-            }
         }
         Ok(report)
     }

@@ -11,14 +11,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use longshore_backends::Backend;
 use longshore_base::WorkspaceId;
-use longshore_fleet::sweep::{list_token_holders, revoke_stale};
+use longshore_fleet::sweep::{count_that_should_run, list_stale_holders, revoke_stale};
 use longshore_fleet::workspace::organisation_root;
 use longshore_jobs::{list_busy, reconcile};
 use longshore_ledger::control::{Subject, open_controls};
 use sqlx::{PgConnection, PgPool};
 
 use crate::orphans::list_containers;
-use crate::pass::{Pass, PassError, PassReport, Reconciler};
+use crate::pass::{LEAST_BUDGET, Pass, PassError, PassReport, Reconciler};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -82,18 +82,22 @@ impl Reconciler for StaleTokens {
             Err(report) => return Ok(report),
         };
         let mut conn = self.pool.acquire().await?;
-        let holders = list_token_holders(&mut conn, &self.engine_id).await?;
+        let stale = list_stale_holders(&mut conn, &self.engine_id).await?;
         let mut report = PassReport {
-            seen: holders.len(),
+            seen: stale.len(),
             ..PassReport::default()
         };
-        let gone = holders
-            .iter()
-            .filter(|holder| holder.stale && !there.contains(&holder.id.container_name()));
-        let gone: Vec<_> = gone.map(|holder| holder.id).collect();
+        let gone = stale
+            .into_iter()
+            .filter(|id| !there.contains(&id.container_name()));
+        let gone: Vec<_> = gone.collect();
         let unfree = gone.len();
         let gone = self.free(&mut conn, gone).await?;
         report.skipped = unfree - gone.len();
+        if gone.len() > LEAST_BUDGET {
+            let all = count_that_should_run(&mut conn, &self.engine_id).await?;
+            report.seen = report.seen.max(all);
+        }
         drop(conn);
         let wanted = gone.iter().map(ToString::to_string);
         if pass.may(&mut report, wanted.collect()) {

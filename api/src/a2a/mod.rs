@@ -407,7 +407,7 @@ async fn give_up(state: &ApiState, target: &Workspace) -> Option<ApiError> {
     if !matches!(looked, Ok(Ok(false))) {
         return None;
     }
-    let restarting = mark_lost(state, target.id).await.unwrap_or_else(|error| {
+    let restarting = mark_lost(state, target).await.unwrap_or_else(|error| {
         tracing::error!(
             workspace.id = %target.id,
             error = %error,
@@ -426,10 +426,11 @@ async fn give_up(state: &ApiState, target: &Workspace) -> Option<ApiError> {
 
 /// Marks a workspace offline and has it restarted: both or neither. Whether it is being restarted, also on behalf of
 /// another message.
-async fn mark_lost(state: &ApiState, id: WorkspaceId) -> ApiResult<bool> {
+async fn mark_lost(state: &ApiState, target: &Workspace) -> ApiResult<bool> {
     const FAILED: &str = "failed to mark workspace offline";
+    let id = target.id;
     let mut tx = state.transaction(FAILED).await?;
-    let changed = mark_offline(&mut tx, id)
+    let changed = mark_offline(&mut tx, id, target.provision_generation)
         .await
         .map_err(|error| ApiError::fleet(error, FAILED))?;
     if !changed {

@@ -6,7 +6,7 @@
 //! ```
 //! The claim is made with the request for the stop, the rest when that has succeeded.
 
-use longshore_base::WorkspaceId;
+use longshore_base::{Timestamp, WorkspaceId};
 use longshore_events::names;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -15,6 +15,7 @@ use super::event::tell;
 use super::row::{EXTERNAL, Workspace, find_workspace, find_workspaces, load_workspace};
 use super::tree::find_paused_ancestor;
 use crate::FleetError;
+use crate::liveness::PAGE;
 use crate::status::{Change, WorkspaceStatus};
 
 /// Why a workspace is not hibernated. Nothing was written.
@@ -79,7 +80,7 @@ pub async fn claim_hibernation(
 }
 
 /// Workspaces that have been idle for longer than they say, or than `default_minutes` where they say nothing; zero stands
-/// for never.
+/// for never. Only these are read, however many are up.
 ///
 /// # Errors
 /// [`FleetError::Database`].
@@ -87,18 +88,36 @@ pub async fn list_idle(
     conn: &mut PgConnection,
     default_minutes: Option<i32>,
 ) -> Result<Vec<Workspace>, FleetError> {
-    let ids = sqlx::query_scalar!(
-        r#"SELECT id AS "id: WorkspaceId" FROM workspaces
-           WHERE status = ANY($1) AND active_tasks = 0 AND runtime <> $2
-             AND coalesce(hibernation_idle_minutes, $3, 0) > 0
-             AND idle_since < (SELECT longshore_now()) - make_interval(mins => coalesce(hibernation_idle_minutes, $3, 0))
-           ORDER BY idle_since"#,
-        Change::HibernationClaimed.sources() as Vec<WorkspaceStatus>,
-        EXTERNAL,
-        default_minutes,
-    )
-    .fetch_all(&mut *conn)
-    .await?;
+    let mut ids = Vec::new();
+    let mut last = (Timestamp::UNIX_EPOCH, WorkspaceId::LEAST);
+    loop {
+        let page = sqlx::query!(
+            r#"SELECT due.id AS "id!: WorkspaceId", due.since AS "since!"
+               FROM unnest($1::workspace_status[]) AS one (status)
+               CROSS JOIN (VALUES (false, interval '0'), (true, make_interval(mins => nullif($2, 0)))) AS rule (inherits, wait)
+               CROSS JOIN LATERAL (
+                   SELECT id, idle_until + rule.wait AS since FROM workspaces
+                   WHERE status = one.status AND (hibernation_idle_minutes IS NULL) = rule.inherits
+                     AND coalesce(hibernation_idle_minutes, 1) > 0
+                     AND idle_until < (SELECT longshore_now()) - rule.wait AND (idle_until, id) > ($3::timestamptz - rule.wait, $4)
+                     AND active_tasks = 0 AND runtime <> $5
+                   ORDER BY idle_until, id LIMIT $6
+               ) AS due ORDER BY due.since, due.id LIMIT $6"#,
+            Change::HibernationClaimed.sources() as Vec<WorkspaceStatus>,
+            default_minutes,
+            last.0,
+            last.1 as WorkspaceId,
+            EXTERNAL,
+            i64::from(PAGE),
+        )
+        .fetch_all(&mut *conn)
+        .await?;
+        ids.extend(page.iter().map(|due| due.id));
+        match page.last() {
+            Some(due) if page.len() == usize::from(PAGE) => last = (due.since, due.id),
+            _ => break,
+        }
+    }
     find_workspaces(conn, &ids).await
 }
 

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use longshore_base::WorkspaceId;
 use longshore_fleet::provisioning::{
-    Begin, NO_BACKEND, NotWanted, Started, begin, current_generation, fail_overdue, mark_engine,
-    mark_failed, mark_started, persist_no_backend, reopen,
+    Begin, NO_BACKEND, NotWanted, Started, begin, current_generation, fail_overdue, list_awaited,
+    mark_engine, mark_failed, mark_started, persist_no_backend, reopen,
 };
 use longshore_fleet::workspace::{NewWorkspace, Workspace, remove_workspaces};
 use longshore_fleet::{FleetConfig, WorkspaceStatus};
@@ -320,13 +320,15 @@ async fn each_runtime_has_its_deadline_and_a_waiting_job_none() {
     }
     let sweep = async || {
         let mut tx = setup.begin().await;
-        let mut overdue = fail_overdue(&mut tx, &setup.fleet).await.unwrap();
+        let awaited = list_awaited(&mut tx, &setup.fleet).await.unwrap();
+        let mut failed = Vec::new();
+        for overdue in awaited.iter().filter(|one| one.is_overdue) {
+            assert!(fail_overdue(&mut tx, overdue).await.unwrap());
+            assert!(!fail_overdue(&mut tx, overdue).await.unwrap());
+            failed.push((overdue.id, overdue.timeout_secs));
+        }
         tx.commit().await.unwrap();
-        overdue.sort_by_key(|overdue| overdue.timeout_secs);
-        overdue
-            .into_iter()
-            .map(|overdue| (overdue.id, overdue.timeout_secs))
-            .collect::<Vec<_>>()
+        failed
     };
     setup.db.advance(Duration::from_secs(9 * 60)).await;
     assert_eq!(sweep().await, []);

@@ -25,7 +25,8 @@ const BY_ITSELF: Beginning = Beginning {
 async fn lose(setup: &Setup, id: WorkspaceId) -> AutoRestart {
     setup.write_status(id, WorkspaceStatus::Online).await;
     let mut tx = setup.begin().await;
-    assert!(mark_offline(&mut tx, id).await.unwrap());
+    let generation = setup.load(id).await.provision_generation;
+    assert!(mark_offline(&mut tx, id, generation).await.unwrap());
     let plan = plan_auto_restart(&mut tx, &setup.fleet, id).await.unwrap();
     tx.commit().await.unwrap();
     plan
