@@ -22,6 +22,8 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// After so long without a failure the backoff begins anew (`spec: lifecycle` §6.8).
 const HEALTHY_AFTER: Duration = Duration::from_secs(600);
+/// How many of what a pass wanted its event names; the reconciler's own page has them all.
+const TOLD: usize = 20;
 /// A pass that takes longer is dropped. Within the time after which its turn is taken from it.
 const LONGEST_PASS: Duration = Duration::from_secs(600);
 
@@ -293,8 +295,8 @@ impl Driven {
                 event_type: names::RECONCILER_BLOCKED,
                 workspace_id: None,
                 payload: json!({
-                    "name": name, "scope": scope, "reason": blocked.reason, "wanted": blocked.wanted,
-                    "budget": blocked.budget,
+                    "name": name, "scope": scope, "reason": blocked.reason, "budget": blocked.budget,
+                    "count": blocked.wanted.len(), "wanted": blocked.wanted.iter().take(TOLD).collect::<Vec<_>>(),
                 }),
             };
             append(&mut tx, event).await?;

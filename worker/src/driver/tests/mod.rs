@@ -193,3 +193,33 @@ async fn a_pass_that_lost_its_turn_tells_nothing_and_leaves_the_new_one_alone() 
         .unwrap();
     assert_eq!(told, 0);
 }
+
+#[tokio::test]
+async fn a_blocked_pass_keeps_all_that_it_wanted_and_tells_how_much_and_the_first_of_it() {
+    let setup = Setup::new().await;
+    let wanted: Vec<_> = (0..25).map(|n| format!("ws-{n}")).collect();
+    let blocked = Blocked {
+        reason: "much".to_owned(),
+        wanted: wanted.clone(),
+        budget: 5,
+    };
+    let passing = setup.begin().await;
+    setup
+        .end
+        .send(Some(PassReport {
+            blocked: Some(blocked),
+            ..PassReport::default()
+        }))
+        .unwrap();
+    assert!(matches!(passing.await.unwrap().unwrap(), Asked::Passed(_)));
+    let (told, kept): (Value, Value) =
+        sqlx::query_as("SELECT payload, blocked->'wanted' FROM structure_events, reconcilers")
+            .fetch_one(setup.database.pool())
+            .await
+            .unwrap();
+    assert_eq!(
+        (&told["count"], &told["wanted"]),
+        (&json!(25), &json!(wanted[..20]))
+    );
+    assert_eq!(kept, json!(wanted));
+}
