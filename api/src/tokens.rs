@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use longshore_base::{Timestamp, WorkspaceId};
+use longshore_base::{Secret, Timestamp, WorkspaceId};
 use longshore_fleet::tokens::{
     self, MAX_LIVE, OrgToken, OrgTokenRow, TokenRow, count_live, list_org_tokens, list_tokens,
     mint_org_token, revoke_org_token,
@@ -178,6 +178,22 @@ pub(crate) struct OrganisationTokenRevoked {
     revoked: Uuid,
 }
 
+/// Issues a token to a workspace whose row is held, if it may have one more.
+async fn issue_one_more(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    failed: &'static str,
+) -> ApiResult<Secret<String>> {
+    let fleet = |error| ApiError::fleet(error, failed);
+    if count_live(tx, id).await.map_err(fleet)? >= MAX_LIVE {
+        return Err(ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "maximum 50 active tokens per workspace",
+        ));
+    }
+    tokens::issue(tx, id).await.map_err(fleet)
+}
+
 pub(crate) struct TokensApi;
 
 #[OpenApi(tag = "Tag::Tokens")]
@@ -233,14 +249,7 @@ impl TokensApi {
         let (answer, _) = key
             .once(&state, NOT_CREATED, async |tx| {
                 lock_live(tx, id, NOT_CREATED).await?;
-                let fleet = |error| ApiError::fleet(error, NOT_CREATED);
-                if count_live(tx, id).await.map_err(fleet)? >= MAX_LIVE {
-                    return Err(ApiError::new(
-                        StatusCode::TOO_MANY_REQUESTS,
-                        "maximum 50 active tokens per workspace",
-                    ));
-                }
-                let token = tokens::issue(tx, id).await.map_err(fleet)?;
+                let token = issue_one_more(tx, id, NOT_CREATED).await?;
                 let issued = IssuedToken {
                     auth_token: token.expose().clone(),
                     workspace_id: id.0,
@@ -295,9 +304,7 @@ impl TokensApi {
         let id = WorkspaceId(id.0);
         let mut tx = state.transaction(NOT_FOUND).await?;
         lock_live(&mut tx, id, NOT_FOUND).await?;
-        let token = tokens::issue(&mut tx, id)
-            .await
-            .map_err(|error| ApiError::fleet(error, NOT_ISSUED))?;
+        let token = issue_one_more(&mut tx, id, NOT_ISSUED).await?;
         tx.commit()
             .await
             .map_err(|error| ApiError::database(error, NOT_ISSUED))?;

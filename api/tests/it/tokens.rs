@@ -188,6 +188,17 @@ async fn a_test_token_is_the_admins_and_only_where_it_is_open() {
     let listed = app.get(&own).bearer_auth(token).send().await.unwrap();
     assert_eq!(expect(listed, StatusCode::OK).await["count"], 2);
 
+    // It has no more tokens than it may have through the other route.
+    for _ in 2..50 {
+        let answer = app.admin(Method::GET, &path).send().await.unwrap();
+        expect(answer, StatusCode::OK).await;
+    }
+    let answer = app.admin(Method::GET, &path).send().await.unwrap();
+    assert_eq!(
+        expect_error(answer, StatusCode::TOO_MANY_REQUESTS).await,
+        "maximum 50 active tokens per workspace"
+    );
+
     let closed = TestApp::start().await;
     for (method, path) in [
         (Method::GET, path.as_str()),
