@@ -224,7 +224,14 @@ fn ok() -> Health {
 }
 
 async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
-    let Checked { parts, reconcilers } = state.checked.now(state).await;
+    let reconcilers = async {
+        if verbose {
+            state.checked.reconcilers.or(list_idle(state)).await
+        } else {
+            None
+        }
+    };
+    let (parts, reconcilers) = tokio::join!(state.checked.parts.or(check(state)), reconcilers);
     let degraded: Vec<String> = parts
         .iter()
         .filter(|part| part.mode != PartMode::Up)
@@ -244,7 +251,7 @@ async fn readiness(state: &ApiState, verbose: bool) -> ReadyResponse {
         status,
         degraded,
         parts: verbose.then_some(parts),
-        reconcilers: reconcilers.filter(|_| verbose),
+        reconcilers,
         version: verbose.then(|| state.config.version.to_owned()),
     });
     match status {
@@ -257,41 +264,42 @@ const POSTGRES: &str = "postgres";
 /// For how long a look at the parts is good.
 const CHECK_TTL: Duration = Duration::from_millis(250);
 
-/// What a look finds.
-#[derive(Clone)]
-struct Checked {
-    parts: Vec<PartHealth>,
-    /// `None` while the database does not say.
-    reconcilers: Option<Vec<IdleReconciler>>,
-}
-
-/// The last look at the parts. The route is open and unlimited, and a look costs a connection that beats need: so one at
+/// The last look at something. The route is open and unlimited, and a look costs a connection that beats need: so one at
 /// a time looks, and not more often than this.
-#[derive(Default)]
-pub(crate) struct CheckedParts(Mutex<Option<(Stopwatch, Checked)>>);
+struct LastLook<T>(Mutex<Option<(Stopwatch, T)>>);
 
-impl CheckedParts {
-    async fn now(&self, state: &ApiState) -> Checked {
-        let mut last = self.0.lock().await;
-        if let Some((since, checked)) = &*last
-            && since.elapsed() < CHECK_TTL
-        {
-            return checked.clone();
-        }
-        let checked = check(state).await;
-        *last = Some((Stopwatch::start(), checked.clone()));
-        checked
+impl<T> Default for LastLook<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
     }
 }
 
-async fn check(state: &ApiState) -> Checked {
+impl<T: Clone> LastLook<T> {
+    async fn or(&self, look: impl Future<Output = T>) -> T {
+        let mut last = self.0.lock().await;
+        if let Some((since, seen)) = &*last
+            && since.elapsed() < CHECK_TTL
+        {
+            return seen.clone();
+        }
+        let seen = look.await;
+        *last = Some((Stopwatch::start(), seen.clone()));
+        seen
+    }
+}
+
+/// The last looks at the parts and, for those who want it verbose, at the reconcilers: `None` while the database does not
+/// say.
+#[derive(Default)]
+pub(crate) struct Checked {
+    parts: LastLook<Vec<PartHealth>>,
+    reconcilers: LastLook<Option<Vec<IdleReconciler>>>,
+}
+
+async fn check(state: &ApiState) -> Vec<PartHealth> {
     // The control pool: a work pool that is merely busy does not make the process unready.
     let database = longshore_base::clock::now(&state.pools.control);
-    let (database, reconcilers, engine) = tokio::join!(
-        timeout(CHECK_BUDGET, database),
-        timeout(CHECK_BUDGET, list_idle(state)),
-        check_engine(state)
-    );
+    let (database, engine) = tokio::join!(timeout(CHECK_BUDGET, database), check_engine(state));
     let link = state.bus.health();
     let hub = state.hub.health();
     let part = |name: &str, mode, age: Option<Duration>| PartHealth {
@@ -316,15 +324,15 @@ async fn check(state: &ApiState) -> Checked {
         engine,
     ];
     parts.extend(state.health.iter().flat_map(|source| source.parts()));
-    Checked {
-        parts,
-        reconcilers: reconcilers.ok().flatten(),
-    }
+    parts
 }
 
 async fn list_idle(state: &ApiState) -> Option<Vec<IdleReconciler>> {
-    let mut conn = state.pools.control.acquire().await.ok()?;
-    let all = list_reconcilers(&mut conn, None, None).await.ok()?;
+    let read = async {
+        let mut conn = state.pools.control.acquire().await.ok()?;
+        list_reconcilers(&mut conn, None, None).await.ok()
+    };
+    let all = timeout(CHECK_BUDGET, read).await.ok().flatten()?;
     let idle = all
         .into_iter()
         .filter(|row| !row.enabled || row.blocked.is_some());

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ApiConfig;
-use crate::health::{CheckedParts, HealthSource, WatchedEngine};
+use crate::health::{Checked, HealthSource, WatchedEngine};
 use crate::http_metrics::HttpMetrics;
 use crate::problem::{ApiError, ApiResult};
 use crate::rate_limit::RateLimiter;
@@ -70,7 +70,7 @@ pub struct ApiState {
     pub(crate) limiter: RateLimiter,
     /// Of organisation tokens that are minted, by address.
     pub(crate) mint_limiter: RateLimiter,
-    pub(crate) checked: CheckedParts,
+    pub(crate) checked: Checked,
     pub(crate) agents: Agents,
     /// Sockets and forwarded messages, which outlive their request.
     pub(crate) tasks: TaskTracker,
@@ -102,7 +102,7 @@ impl ApiState {
             limiter: RateLimiter::new(config.rate_limit_per_minute),
             mint_limiter: crate::tokens::mint_limiter(),
             agents: Agents::new().map_err(crate::StartError::Client)?,
-            checked: CheckedParts::default(),
+            checked: Checked::default(),
             config,
             pools,
             fleet,
