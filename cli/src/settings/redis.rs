@@ -1,10 +1,12 @@
 //! Redis.
 
+use std::time::Duration;
+
 use clap::Args;
 use longshore_base::Secret;
 use longshore_base::redis::Redis;
 
-use super::SettingError;
+use super::{SettingError, parse};
 
 const VARIABLE: &str = "REDIS_URL";
 const DEFAULT_URL: &str = "redis://localhost:6379";
@@ -31,9 +33,30 @@ pub(crate) struct RedisSettings {
     )]
     pub(crate) prefix: String,
 
-    /// Seconds a workspace's liveness key lives without a heartbeat; agents beat every 30 to 60.
-    #[arg(long = "liveness-ttl", env = "LONGSHORE_LIVENESS_TTL_SECONDS", value_name = "SECONDS", default_value = "180", value_parser = super::parse::seconds)]
-    pub(crate) liveness_ttl: std::time::Duration,
+    /// Seconds without a heartbeat after which an agent counts as silent, 30 or more; agents beat every 30 to 60, and of
+    /// their beats one is stored in 10 s.
+    #[arg(long = "liveness-ttl", env = "LONGSHORE_LIVENESS_TTL_SECONDS", value_name = "SECONDS", default_value = "180", value_parser = liveness_ttl)]
+    pub(crate) liveness_ttl: Duration,
+}
+
+/// Tests, which have fail points, do not wait for so long.
+const LEAST_LIVENESS_TTL: Duration =
+    Duration::from_secs(if cfg!(feature = "failpoints") { 1 } else { 30 });
+
+fn liveness_ttl(text: &str) -> Result<Duration, String> {
+    at_least(LEAST_LIVENESS_TTL, text)
+}
+
+fn at_least(least: Duration, text: &str) -> Result<Duration, String> {
+    let ttl = parse::seconds(text)?;
+    if ttl < least {
+        return Err(format!(
+            "must be {} or more: a beat that says nothing new is stored only every 10 s, so healthy agents would count as \
+             silent",
+            least.as_secs()
+        ));
+    }
+    Ok(ttl)
 }
 
 impl RedisSettings {
@@ -48,5 +71,19 @@ impl RedisSettings {
     /// The URL.
     pub(crate) fn url(&self) -> Secret<String> {
         Secret::from(self.url.as_deref().unwrap_or(DEFAULT_URL))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_may_be_silent_for_longer_than_its_beats_are_stored_apart() {
+        let least = Duration::from_secs(30);
+        assert_eq!(at_least(least, "30"), Ok(least));
+        let refused = at_least(least, "29").unwrap_err();
+        assert!(refused.starts_with("must be 30 or more: "), "{refused}");
+        assert!(at_least(least, "soon").is_err());
     }
 }

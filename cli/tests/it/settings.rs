@@ -40,6 +40,26 @@ fn an_api_does_not_start_without_an_admin_token_or_a_sealing_key() {
 }
 
 #[test]
+fn a_liveness_ttl_shorter_than_beats_are_stored_is_refused_where_no_test_wants_it() {
+    let name = "LONGSHORE_LIVENESS_TTL_SECONDS";
+    let with = |seconds| {
+        refusal(
+            "api",
+            &[
+                (name, seconds),
+                ("ADMIN_TOKEN", TOKEN),
+                ("SECRETS_ENCRYPTION_KEY", KEY),
+                ("REDIS_URL", "nonsense"),
+            ],
+        )
+    };
+    let (short, enough) = (with("29"), with("30"));
+    let refused = short.contains("must be 30 or more");
+    assert_eq!(refused, cfg!(not(feature = "failpoints")), "{short}");
+    assert!(enough.contains("REDIS_URL"), "{enough}");
+}
+
+#[test]
 fn a_setting_that_does_not_parse_is_named_and_a_secret_one_is_not_shown() {
     for (name, value) in [
         ("LONGSHORE_MAX_TIER", "9"),
