@@ -8,6 +8,9 @@ use longshore_tests::{
 };
 use serde_json::{Value, json};
 
+use crate::reconcilers::{self, until_passed};
+use crate::sweeps::run;
+
 /// For twenty workspaces on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
 const NAME: &str = "own/hermes";
@@ -380,4 +383,168 @@ async fn a_rollout_survives_its_worker_sets_the_pin_at_its_end_and_can_still_be_
             "ROLLOUT_ROLLED_BACK"
         ]
     );
+}
+
+/// An app that follows the tag `latest` of a registry, where it names the digest; its first pass has remembered that.
+async fn following(registry: &OwnRegistry) -> (TestApp, String) {
+    let mut app = TestApp::build()
+        .setting("IMAGE_AUTO_REFRESH", "true")
+        .setting(
+            "LONGSHORE_RUNTIME_IMAGES",
+            &format!("hermes={}/{NAME}:latest", registry.host()),
+        )
+        .workers([])
+        .start()
+        .await;
+    let digest = registry
+        .push(&app, NAME, "latest", NewImage::default())
+        .await;
+    let worker = app.start_worker(NewWorker::default()).await;
+    app.workers.push(worker);
+    until_passed(&app, "image-watch").await;
+    (app, digest)
+}
+
+async fn move_tag(registry: &OwnRegistry, app: &TestApp) -> String {
+    let image = NewImage::default();
+    registry.push(app, NAME, "latest", image).await
+}
+
+async fn until_on(app: &TestApp, digest: &str, ids: &[String]) {
+    let expected = sorted(ids.to_vec());
+    wait_until("all to be on the digest", LONG, || async {
+        let now = on_digest(app, digest).await;
+        if now == expected {
+            Ok(())
+        } else {
+            Err(format!("{now:?}, not {expected:?}"))
+        }
+    })
+    .await;
+    all_up(app, ids).await;
+}
+
+#[tokio::test]
+async fn when_a_tag_moves_what_runs_on_it_is_restarted_and_nothing_else() {
+    needs_docker!();
+    let registry = OwnRegistry::start().await;
+    let (app, old) = following(&registry).await;
+    let ids = create_many(&app, 2).await;
+    let (asleep, _) = create(&app, "asleep").await;
+    app.until_up(&asleep, PATIENCE).await;
+    let pause = format!("/workspaces/{asleep}/pause");
+    app.admin().post(&pause, &json!({})).await.expect(200);
+    // Once more the same: nothing to do.
+    assert_eq!(run(&app, "image-watch").await["acted"], 0);
+
+    let new = move_tag(&registry, &app).await;
+    let dry = reconcilers::run(&app, "image-watch", json!({ "dry_run": true })).await;
+    assert_eq!(dry["would"], json!(sorted(ids.clone())), "{dry}");
+    let homes = containers(&app, &ids).await;
+    let report = run(&app, "image-watch").await;
+    assert_eq!(
+        (&report["acted"], &report["seen"]),
+        (&json!(2), &json!(2)),
+        "{report}"
+    );
+    until_on(&app, &new, &ids).await;
+    for (before, now) in homes.iter().zip(containers(&app, &ids).await) {
+        assert_ne!(*before, now);
+    }
+    assert_eq!(on_digest(&app, &old).await, [asleep]);
+    let jobs = app.admin().get("/jobs?kind=restart").await.expect(200);
+    let jobs = jobs["items"].as_array().unwrap();
+    assert_eq!(jobs.len(), 2, "{jobs:?}");
+    for job in jobs {
+        assert_eq!(
+            (&job["args"]["source"], &job["created_by"]),
+            (&json!("image"), &json!("image-watch"))
+        );
+    }
+    assert_eq!(run(&app, "image-watch").await["acted"], 0);
+
+    // Pinned, it does not follow; and what is not pinned any more begins with a first look.
+    pin(&app, &new).await;
+    let newest = move_tag(&registry, &app).await;
+    let report = run(&app, "image-watch").await;
+    assert_eq!((&report["acted"], &report["seen"]), (&json!(0), &json!(0)));
+    let output = app.command(&["images", "unpin", "hermes"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(run(&app, "image-watch").await["acted"], 0);
+    assert_eq!(on_digest(&app, &newest).await, Vec::<String>::new());
+    assert_eq!(on_digest(&app, &new).await, sorted(ids));
+}
+
+#[tokio::test]
+async fn a_tag_that_moves_during_a_rollout_or_below_what_it_took_restarts_nobody_there() {
+    needs_docker!();
+    let registry = OwnRegistry::start().await;
+    let (app, old) = following(&registry).await;
+    let ids = create_many(&app, 2).await;
+    let image = NewImage::default();
+    let chosen = registry.push(&app, NAME, "chosen", image).await;
+    let body = json!({
+        "digest": chosen, "rings": [{ "percent": 50 }, { "percent": 100 }], "max_failures": 0, "soak_seconds": 3600,
+    });
+    let path = "/images/hermes/rollouts";
+    let rollout = app.admin().post(path, &body).await.expect(202);
+    wait_until("the first ring", LONG, || async {
+        let taken = on_digest(&app, &chosen).await;
+        (taken.len() == 1)
+            .then_some(())
+            .ok_or_else(|| format!("{taken:?}"))
+    })
+    .await;
+    let taken = on_digest(&app, &chosen).await;
+    app.until_up(&taken[0], LONG).await;
+
+    let new = move_tag(&registry, &app).await;
+    let report = run(&app, "image-watch").await;
+    assert_eq!((&report["acted"], &report["seen"]), (&json!(0), &json!(0)));
+    assert_eq!(on_digest(&app, &old).await.len(), 1);
+    let id = rollout["id"].as_str().unwrap();
+    let abort = format!("/images/hermes/rollouts/{id}/abort");
+    app.admin().post(&abort, &json!({})).await.expect(200);
+    // What the rollout took stays on what it took; the other one follows its tag again.
+    let report = run(&app, "image-watch").await;
+    assert_eq!(
+        (&report["acted"], &report["seen"]),
+        (&json!(1), &json!(1)),
+        "{report}"
+    );
+    let follows: Vec<_> = ids.into_iter().filter(|id| *id != taken[0]).collect();
+    until_on(&app, &new, &follows).await;
+    assert_eq!(on_digest(&app, &chosen).await, taken);
+}
+
+#[tokio::test]
+async fn a_tag_below_more_than_a_pass_may_restart_waits_for_an_approval() {
+    needs_docker!();
+    let registry = OwnRegistry::start().await;
+    let (app, old) = following(&registry).await;
+    let ids = create_many(&app, 6).await;
+    let new = move_tag(&registry, &app).await;
+    for _ in 0..2 {
+        let report = run(&app, "image-watch").await;
+        assert_eq!(
+            (&report["acted"], &report["skipped"]),
+            (&json!(0), &json!(6))
+        );
+    }
+    assert_eq!(on_digest(&app, &old).await, sorted(ids.clone()));
+    let shown = app.admin().get("/reconcilers/image-watch").await.json();
+    assert_eq!(shown["blocked"]["wanted"], json!(sorted(ids.clone())));
+    let approve = "/reconcilers/image-watch/approve";
+    app.admin().post(approve, &json!({})).await.expect(200);
+    assert_eq!(run(&app, "image-watch").await["acted"], 6);
+    until_on(&app, &new, &ids).await;
+}
+
+#[tokio::test]
+async fn nobody_watches_tags_unless_asked_to() {
+    needs_docker!();
+    let app = TestApp::start().await;
+    until_passed(&app, "stale-tokens").await;
+    let watch = app.admin().get("/reconcilers/image-watch").await;
+    watch.expect(404);
 }

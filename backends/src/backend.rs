@@ -92,6 +92,12 @@ pub trait Backend: Send + Sync {
         Err(BackendError::Unsupported { what: "images" })
     }
 
+    /// The digest that a tag names in its registry now; fetches nothing. [`BackendError::Unsupported`] where images are not
+    /// ours to choose.
+    async fn tag_digest(&self, _reference: &str) -> Result<String, BackendError> {
+        Err(BackendError::Unsupported { what: "images" })
+    }
+
     /// Whether a start takes away what an older generation left, so that a restart whose stop failed may go on at once.
     fn replaces_on_start(&self) -> bool {
         false

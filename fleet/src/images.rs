@@ -4,6 +4,7 @@ mod members;
 mod pins;
 mod rings;
 mod rollouts;
+mod watched;
 
 use std::collections::BTreeSet;
 
@@ -24,8 +25,10 @@ pub use rollouts::{
     find_newest_rollout, finish_rollback, finish_rollout, load_rollout, lock_rollout, next_ring,
     record_aborted, record_checked, record_held, record_job, record_resumed, start_soak,
 };
+pub use watched::{Followed, Follower, list_followed, list_followers, record_seen, settle};
 
 use crate::runtimes::{DEFAULT_RUNTIME, PROVISIONABLE};
+use crate::status::WorkspaceStatus;
 use crate::workspace::EXTERNAL;
 use crate::{Fleet, FleetError};
 
@@ -63,6 +66,12 @@ pub async fn choose(
         reference,
         pinned_digest,
     }
+}
+
+/// The statuses of a workspace that runs something.
+fn up() -> Vec<WorkspaceStatus> {
+    let all = WorkspaceStatus::ALL.into_iter();
+    all.filter(|status| status.is_up()).collect()
 }
 
 /// The image of a runtime by a digest of its repository; `None` where the runtime has no image.

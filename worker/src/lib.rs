@@ -7,6 +7,7 @@ mod driver;
 mod health_sweep;
 mod hibernation;
 mod hold_expiry;
+mod image_watch;
 mod leaks;
 mod liveness;
 mod orphans;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use longshore_backends::{Backend, Backends};
+use longshore_backends::{Backend, Backends, Delivers};
 use longshore_base::pools::Pools;
 use longshore_fleet::Fleet;
 use longshore_jobs::purge::Namespaces;
@@ -19,6 +19,7 @@ use crate::driver::{Driven, Owner};
 use crate::health_sweep::HealthSweep;
 use crate::hibernation::{Hibernation, Sleep};
 use crate::hold_expiry::HoldExpiry;
+use crate::image_watch::ImageWatch;
 use crate::leaks::Leaks;
 use crate::liveness::Liveness;
 use crate::orphans::Orphans;
@@ -45,6 +46,8 @@ pub struct WorkerConfig {
     pub retention: Retention,
     /// Minutes of idleness after which workspaces that say nothing of it themselves are hibernated; none for never.
     pub hibernation_idle_minutes: Option<i32>,
+    /// What runs on a moving tag is restarted when the tag moves.
+    pub image_auto_refresh: bool,
 }
 
 /// What a worker is made of, shared with whatever else runs in the process.
@@ -179,6 +182,7 @@ impl Worker {
                 known,
                 (pools.work, fleet, admitter),
                 driving,
+                config.image_auto_refresh,
             )));
         }
         Ok(Self {
@@ -269,6 +273,7 @@ async fn join_engine(
     mut known: Option<String>,
     (pool, fleet, admitter): (sqlx::PgPool, Arc<Fleet>, Admitter),
     driving: Driving,
+    image_auto_refresh: bool,
 ) {
     let engine_id = loop {
         if let Some(id) = known {
@@ -284,7 +289,7 @@ async fn join_engine(
         };
     };
     drop(engine);
-    let of_engine: [Arc<dyn Reconciler>; 4] = [
+    let mut of_engine: Vec<Arc<dyn Reconciler>> = vec![
         Arc::new(Leaks {
             pool: pool.clone(),
             fleet: Arc::clone(&fleet),
@@ -294,22 +299,32 @@ async fn join_engine(
         }),
         Arc::new(HealthSweep {
             pool: pool.clone(),
-            fleet,
+            fleet: Arc::clone(&fleet),
             backend: Arc::clone(&backend),
             engine_id: engine_id.clone(),
             admitter: admitter.clone(),
         }),
         Arc::new(Orphans {
             pool: pool.clone(),
-            admitter,
+            admitter: admitter.clone(),
             backend: Arc::clone(&backend),
             engine_id: engine_id.clone(),
         }),
         Arc::new(StaleTokens {
-            pool,
-            backend,
+            pool: pool.clone(),
+            backend: Arc::clone(&backend),
             engine_id,
         }),
     ];
-    join_all(of_engine.map(|reconciler| driving.drive(reconciler))).await;
+    // One among all engines asks the registries. A control plane chooses its images itself.
+    if image_auto_refresh && backend.manner().delivers == Delivers::Everything {
+        of_engine.push(Arc::new(ImageWatch {
+            pool,
+            fleet,
+            backend,
+            admitter,
+        }));
+    }
+    let driven = of_engine.into_iter();
+    join_all(driven.map(|reconciler| driving.drive(reconciler))).await;
 }

@@ -87,6 +87,10 @@ impl Backend for Docker {
         self.pull(engine, reference, watch).await
     }
 
+    async fn tag_digest(&self, reference: &str) -> Result<String, BackendError> {
+        self.registry_digest(reference).await
+    }
+
     fn replaces_on_start(&self) -> bool {
         true
     }

@@ -11,7 +11,7 @@ use longshore_base::clock::Stopwatch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::config::{RegistryAuth, platform};
-use super::engine::{Docker, Engine, count, failed};
+use super::engine::{Docker, Engine, LOOK_LIMIT, call_within, count, failed};
 use crate::{BackendError, CallError, CallFailure, StartWatch, steps};
 
 /// The whole of a pull; the image refresh uses the same bound.
@@ -19,6 +19,7 @@ const PULL_LIMIT: Duration = Duration::from_secs(300);
 /// How often progress is told, and how soon a pull notices that its run was cancelled.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 const CALL: &str = "image_pull";
+const ASK: &str = "image_distribution";
 
 impl Docker {
     /// Pulls an image. The engine's progress is read to its end, or the engine would abandon the pull.
@@ -53,6 +54,23 @@ impl Docker {
         result
     }
 
+    /// Asks the registry, through the engine, what a tag names.
+    pub(super) async fn registry_digest(&self, reference: &str) -> Result<String, BackendError> {
+        let engine = self.engine().await?;
+        let login = self.login_for(reference);
+        let asked = engine.client.inspect_registry_image(reference, login);
+        let found = call_within(LOOK_LIMIT, ASK, asked).await?;
+        found.descriptor.digest.ok_or_else(|| {
+            let cause = "the registry does not tell the digest";
+            CallError::new(ASK, CallFailure::Failed, cause).into()
+        })
+    }
+
+    fn login_for(&self, reference: &str) -> Option<DockerCredentials> {
+        let auth = self.config.registry_auth.as_ref()?;
+        credentials(auth, reference)
+    }
+
     async fn follow_pull(
         &self,
         engine: &Engine,
@@ -67,11 +85,7 @@ impl Docker {
         if let Some(platform) = platform(self.config.platform.as_deref()) {
             options = options.platform(&platform);
         }
-        let credentials = self
-            .config
-            .registry_auth
-            .as_ref()
-            .and_then(|auth| credentials(auth, reference));
+        let credentials = self.login_for(reference);
         // The registry may take its time before the first word, which the client's usual limit would cut off.
         let client = engine.client.clone().with_timeout(PULL_LIMIT);
         let mut events = client.create_image(Some(options.build()), None, credentials);

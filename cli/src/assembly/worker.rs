@@ -58,6 +58,7 @@ impl Core {
             external_stale_after: settings.external_stale_after,
             retention: settings.retention(),
             hibernation_idle_minutes: settings.hibernation_idle_minutes,
+            image_auto_refresh: settings.image_auto_refresh,
         };
         let parts = WorkerParts {
             pools: self.pools.clone(),

@@ -101,6 +101,18 @@ pub(crate) struct WorkerSettings {
     )]
     pub(crate) hibernation_idle_minutes: Option<i32>,
 
+    /// Whether workspaces whose image has a moving tag (`latest`, `main`, …) are restarted when the tag moves. It is looked at
+    /// every five minutes; a runtime with a pin or an open rollout is left alone.
+    #[arg(
+        long = "image-auto-refresh",
+        env = "IMAGE_AUTO_REFRESH",
+        value_name = "BOOL",
+        default_value = "false",
+        value_parser = parse::boolean,
+        action = clap::ArgAction::Set
+    )]
+    pub(crate) image_auto_refresh: bool,
+
     /// Days succeeded jobs stay in the history; 0 keeps them for ever.
     #[arg(
         long = "keep-succeeded-jobs",

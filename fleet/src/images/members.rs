@@ -4,7 +4,7 @@ use longshore_base::{JobId, WorkspaceId};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Member, Part, Rollout, Seen, Tally};
+use super::{Member, Part, Rollout, Seen, Tally, up};
 use crate::status::WorkspaceStatus;
 use crate::workspace::Workspace;
 use crate::{Fleet, FleetError};
@@ -33,11 +33,6 @@ pub async fn list_candidates(
     )
     .fetch_all(tx)
     .await?)
-}
-
-fn up() -> Vec<WorkspaceStatus> {
-    let all = WorkspaceStatus::ALL.into_iter();
-    all.filter(|status| status.is_up()).collect()
 }
 
 /// How far the ring is that a rollout takes.

@@ -193,6 +193,13 @@ pub(super) async fn change_pin(
     if was.as_deref() == digest {
         return Ok(());
     }
+    // Whoever follows the tag again begins with a first look at it.
+    sqlx::query!(
+        "DELETE FROM watched_images WHERE template_name = $1",
+        runtime
+    )
+    .execute(&mut *tx)
+    .await?;
     let (event_type, payload) = match digest {
         Some(digest) => {
             sqlx::query!(

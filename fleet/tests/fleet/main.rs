@@ -23,3 +23,4 @@ mod sql_text;
 mod status;
 mod sweep_plans;
 mod tokens;
+mod watched;
