@@ -1,5 +1,7 @@
 //! An outage of ours is not the silence of agents: nobody is restarted for it.
 
+use std::fmt::Debug;
+use std::str::FromStr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,9 +16,18 @@ use crate::sweeps::run;
 /// Few enough that all of them falling silent at once would be believed.
 const FEW: usize = 4;
 const MANY: usize = 12;
+/// So many agents instead.
+const AGENTS: &str = "LONGSHORE_TEST_AGENTS";
+/// The API is away for at least so many seconds.
+const AWAY: &str = "LONGSHORE_TEST_AWAY_SECONDS";
 const TTL: Duration = Duration::from_secs(8);
 /// Sweeps come every 15 s, give or take.
 const SWEPT: Duration = Duration::from_secs(60);
+
+fn number<T: FromStr<Err: Debug>>(variable: &str, usually: T) -> T {
+    let set = std::env::var(variable).ok();
+    set.map_or(usually, |number| number.parse().unwrap())
+}
 
 /// A control plane without an engine, whose workspaces are rows and whose agents are this test.
 struct Fleet {
@@ -106,7 +117,7 @@ impl Fleet {
 
 #[tokio::test]
 async fn a_redis_that_is_flushed_restarts_nobody() {
-    let mut fleet = Fleet::start(MANY).await;
+    let mut fleet = Fleet::start(number(AGENTS, MANY)).await;
     fleet.until_judged().await;
     fleet.app.redis().command(&["FLUSHALL"]).await;
     let flushed = Stopwatch::start();
@@ -120,13 +131,16 @@ async fn a_redis_that_is_flushed_restarts_nobody() {
     }
     fleet.until_judged().await;
     fleet.assert_untouched().await;
+    println!("{} agents, nobody restarted", fleet.agents.len());
 }
 
 #[tokio::test]
 async fn an_api_that_was_away_for_longer_than_agents_may_be_silent_restarts_nobody() {
-    let mut fleet = Fleet::start(FEW).await;
+    let mut fleet = Fleet::start(number(AGENTS, FEW)).await;
     fleet.until_judged().await;
     fleet.app.api.kill();
+    let away = Stopwatch::start();
+    let at_least = Duration::from_secs(number(AWAY, 0));
     // The worker's own passes come every 15 s: at least one of them finds everybody silent.
     let passed = async |fleet: &Fleet| -> Option<String> {
         sqlx::query_scalar(
@@ -137,7 +151,7 @@ async fn an_api_that_was_away_for_longer_than_agents_may_be_silent_restarts_nobo
         .unwrap()
         .flatten()
     };
-    wait_until("a pass during the outage", SWEPT, || async {
+    wait_until("a pass during the outage", SWEPT + at_least, || async {
         let silent: bool = sqlx::query_scalar(
             "SELECT max(last_heartbeat_at) < longshore_now() - make_interval(secs => $1) FROM workspaces",
         )
@@ -146,7 +160,7 @@ async fn an_api_that_was_away_for_longer_than_agents_may_be_silent_restarts_nobo
         .await
         .unwrap();
         match passed(&fleet).await {
-            Some(note) if silent => Ok(note),
+            Some(note) if silent && away.elapsed() >= at_least => Ok(note),
             other => Err(format!("silent: {silent}, {other:?}")),
         }
     })
@@ -161,4 +175,5 @@ async fn an_api_that_was_away_for_longer_than_agents_may_be_silent_restarts_nobo
     );
     fleet.until_judged().await;
     fleet.assert_untouched().await;
+    println!("{} agents, nobody restarted", fleet.agents.len());
 }
