@@ -252,15 +252,6 @@ async fn expire(
     Ok(Expiry::Expired(lost))
 }
 
-/// How many managed workspaces are up: asked when that decides whether something may be done to many of them, since it
-/// reads all of them.
-///
-/// # Errors
-/// [`FleetError::Database`].
-pub async fn count_managed(conn: &mut PgConnection) -> Result<usize, FleetError> {
-    count_up(conn, Runs::Here).await
-}
-
 async fn count_up(conn: &mut PgConnection, runs: Runs) -> Result<usize, FleetError> {
     let count = sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM workspaces

@@ -2,8 +2,8 @@
 //! the instances of its control plane, and has those restarted that are not.
 //!
 //! A doubt is not a death: something is gone only when the backend says so. A busy engine must not look like many dead
-//! containers at once, and many that are gone at once are an operator's to judge: the pass has a budget. A workspace whose
-//! instance nobody has written down yet is not looked at: there is nothing to ask for.
+//! containers at once. A workspace whose instance nobody has written down yet is not looked at: there is nothing to ask
+//! for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,7 +158,8 @@ impl Reconciler for HealthSweep {
         let mut report = PassReport::default();
         let gone = self.look(&mut report).await?;
         let wanted = gone.iter().map(|row| row.id.to_string());
-        if pass.may(&mut report, wanted.collect()) {
+        // To start again what does not run takes nothing away: a whole engine's containers come back without being asked for.
+        if pass.goes_ahead(&mut report, wanted) {
             for row in &gone {
                 match self.give_up(row).await {
                     Ok(true) => report.act(row.id),

@@ -1,22 +1,21 @@
 //! `hibernation`: sends workspaces to sleep that have been idle for long enough.
 //!
 //! Each claim is a transaction of its own with the request for its stop, so that whoever is busy by then is left alone.
-//! What an operator holds is left alone too: it could not be stopped, and would be neither asleep nor awake. Of what is up
-//! only so many may go to sleep in one pass: that more fall idle at once is an operator's to judge.
+//! What an operator holds is left alone too: it could not be stopped, and would be neither asleep nor awake. A fleet falls
+//! idle when its people go home: a pass sends all of it to sleep.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_fleet::Fleet;
-use longshore_fleet::liveness::count_managed;
 use longshore_fleet::workspace::{Workspace, claim_idle, list_idle, organisation_root};
 use longshore_jobs::stop;
 use longshore_ledger::control::{Control, Subject, open_controls};
 use longshore_ledger::{Admitter, Kinds};
 use sqlx::{PgConnection, PgPool};
 
-use crate::pass::{LEAST_BUDGET, Pass, PassError, PassReport, Reconciler};
+use crate::pass::{Pass, PassError, PassReport, Reconciler};
 
 const IDLE_INTERVAL: Duration = Duration::from_secs(120);
 
@@ -105,12 +104,8 @@ impl Reconciler for Hibernation {
                 }
             }
         }
-        if free.len() > LEAST_BUDGET {
-            let up = count_managed(&mut *self.sleep.pool.acquire().await?).await?;
-            report.seen = report.seen.max(up);
-        }
         let wanted = free.iter().map(|workspace| workspace.id.to_string());
-        if !pass.may(&mut report, wanted.collect()) {
+        if !pass.goes_ahead(&mut report, wanted) {
             return Ok(report);
         }
         for workspace in free {

@@ -130,6 +130,18 @@ impl Pass {
         }
     }
 
+    /// Whether acts that destroy nothing may be done, however many: not in a dry run, whose report names them instead.
+    pub(crate) fn goes_ahead(
+        &self,
+        report: &mut PassReport,
+        wanted: impl Iterator<Item = String>,
+    ) -> bool {
+        if self.dry_run {
+            report.would.get_or_insert_default().extend(wanted);
+        }
+        !self.dry_run
+    }
+
     /// Whether all of these destructive acts, which take something away or bring it down, may be done, given how much the
     /// report says was looked at. If not, the report says why, and nothing of it may be done.
     pub(crate) fn may(&self, report: &mut PassReport, wanted: Vec<String>) -> bool {
