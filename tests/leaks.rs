@@ -65,7 +65,7 @@ async fn make_container(app: &TestApp, name: &str, labels: HashMap<String, Strin
     created.await.unwrap();
 }
 
-async fn leaks(app: &TestApp) -> Vec<Value> {
+pub(crate) async fn leaks(app: &TestApp) -> Vec<Value> {
     let listed = app.admin().get("/leaks").await.expect(200);
     listed["items"].as_array().unwrap().clone()
 }

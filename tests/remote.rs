@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use longshore_tests::{Builder, NewWorker, PATIENCE, TestApp, needs_docker, wait_until};
 use serde_json::{Value, json};
 
+use crate::leaks::leaks;
 use crate::reconcilers::{run, until_passed};
 use crate::sweeps::disable;
 
@@ -369,6 +370,63 @@ async fn an_instance_whose_name_was_lost_is_flagged_when_its_workspace_goes() {
     let deleted = app.admin().delete(&format!("/workspaces/{id}")).await;
     assert!(matches!(deleted.status, 200 | 202), "{}", deleted.text());
     assert_flagged(&app, 0, &id).await;
+}
+
+fn statuses(calls: &[Value]) -> Vec<&Value> {
+    calls.iter().map(|call| &call["status"]).collect()
+}
+
+#[tokio::test]
+async fn a_purge_whose_worker_dies_before_it_notes_its_stop_ends_all_the_same() {
+    needs_docker!();
+    let dying = NewWorker::default().failpoint("instance.stopped*1", "die");
+    let mut app = hosted(&[]).workers([dying]).start().await;
+    let (id, _) = app.create("unnoted", json!({})).await;
+    until_up(&app, &id).await;
+    let admin = app.admin();
+    let path = format!("/workspaces/{id}?purge=true");
+    let (_, answer) = tokio::join!(app.workers[0].died(PATIENCE), admin.delete(&path));
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert!(app.control_plane().instances(&id).await.is_empty());
+
+    let successor = app.start_worker(NewWorker::default()).await;
+    app.workers.push(successor);
+    let job = answer.expect(202)["job_id"].as_str().unwrap().to_owned();
+    app.until_job(&job, "succeeded", PATIENCE).await;
+    let path = format!("/workspaces/{id}?include_removed=true");
+    app.admin().get(&path).await.expect(404);
+    let stops = app.control_plane().calls("stop", &id).await;
+    assert_eq!(statuses(&stops), [204, 404], "{stops:?}");
+    assert!(leaks(&app).await.is_empty());
+    assert!(!app.workers[1].log().contains("LEAK-SUSPECT"));
+}
+
+#[tokio::test]
+async fn an_instance_that_the_control_plane_does_not_know_is_flagged_if_nobody_stopped_it() {
+    needs_docker!();
+    let mut app = hosted(&[]).start().await;
+    let (id, _) = app.create("mistaken", json!({})).await;
+    let instance = until_up(&app, &id).await;
+    sqlx::query("UPDATE workspaces SET instance_id = 'i-unheard-of' WHERE id = $1::uuid")
+        .bind(&id)
+        .execute(app.pool())
+        .await
+        .unwrap();
+    let path = format!("/workspaces/{id}/pause");
+    app.admin().post(&path, &json!({})).await.expect(200);
+    let leak = wait_until("the instance to be flagged", PATIENCE, || async {
+        leaks(&app)
+            .await
+            .pop()
+            .ok_or_else(|| "nothing is".to_owned())
+    })
+    .await;
+    assert_eq!(leak["resource_id"], "i-unheard-of");
+    let stops = app.control_plane().calls("stop", &id).await;
+    assert_eq!(statuses(&stops), [404, 404, 404], "{stops:?}");
+    let running = app.control_plane().instances(&id).await;
+    assert_eq!(running, [instance]);
+    app.abandon_jobs();
 }
 
 /// The start of a workspace's first generation is on the list of leaks, and in the log of a worker.

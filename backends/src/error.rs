@@ -128,6 +128,12 @@ impl BackendError {
         matches!(self, Self::Refused(error) if error.failure == CallFailure::NotFound)
     }
 
+    /// The control plane knows no such instance. By itself that says nothing of whether it runs (spec: lifecycle §3.3).
+    #[must_use]
+    pub fn is_unknown_instance(&self) -> bool {
+        matches!(self, Self::Remote(error) if error.failure() == CallFailure::NotFound)
+    }
+
     /// Nobody answered a call, so that nothing is known of what was asked about.
     #[must_use]
     pub fn is_unanswered(&self) -> bool {

@@ -21,6 +21,7 @@ pub const POINTS: &[&str] = &[
     "docker.after_start",
     "provision.started",
     "provision.persisted",
+    "instance.stopped",
     "restart.guarded",
     "restart.stopped",
     "restart.begun",

@@ -4,6 +4,9 @@
 //! call is written down before it is made ([`open_start`]) and stays open until its answer is ([`mark_instance_started`])
 //! or nothing can have come of it ([`close_start`]). Whoever finds an open one knows that there may be an instance that
 //! no row names.
+//!
+//! A stop is written down in the same way ([`open_stop`]), until its answer is ([`forget_instance`], [`close_stop`]): a
+//! control plane that does not know an instance is an error, save where the answer to an earlier stop of it was lost.
 
 use std::time::Duration;
 
@@ -142,7 +145,7 @@ pub async fn adopt_instance(
     Ok(done.rows_affected() == 1)
 }
 
-/// Forgets an instance that was stopped, or flagged because it could not be. One that was started since stays.
+/// Takes an instance off the file that was stopped, or flagged because it could not be. One that was started since stays.
 ///
 /// # Errors
 /// [`FleetError::Database`].
@@ -159,6 +162,62 @@ pub async fn clear_instance(
     .execute(tx)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Writes down that the stop of an instance is about to be called. Whether one was called before whose answer nobody has
+/// written down: then it may have been stopped.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn open_stop(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    instance_id: &str,
+) -> Result<bool, FleetError> {
+    let done = sqlx::query!(
+        "INSERT INTO instance_stops (instance_id, workspace_id) VALUES ($1, $2) ON CONFLICT (instance_id) DO NOTHING",
+        instance_id,
+        id as WorkspaceId,
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 0)
+}
+
+/// The instances whose stops were called and whose answers nobody has written down: few, and mostly none.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn list_open_stops(conn: &mut PgConnection) -> Result<Vec<String>, FleetError> {
+    let listed = sqlx::query_scalar!("SELECT instance_id FROM instance_stops");
+    Ok(listed.fetch_all(conn).await?)
+}
+
+/// It is known how the stop of an instance ended. Whether it was open.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn close_stop(tx: &mut PgConnection, instance_id: &str) -> Result<bool, FleetError> {
+    let done = sqlx::query!(
+        "DELETE FROM instance_stops WHERE instance_id = $1",
+        instance_id
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// An instance is stopped: neither is it on file any more, nor is its stop open. Whether anything was.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn forget_instance(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    instance_id: &str,
+) -> Result<bool, FleetError> {
+    let was_open = close_stop(tx, instance_id).await?;
+    Ok(clear_instance(tx, id, instance_id).await? || was_open)
 }
 
 /// The instance on file. `None` without one, and without a row.

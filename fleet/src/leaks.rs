@@ -20,6 +20,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::FleetError;
+use crate::instances::close_stop;
 
 /// What kind of thing is left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +175,7 @@ pub async fn settle_leak(
 ) -> Result<bool, FleetError> {
     let resolved = sqlx::query!(
         r#"UPDATE leaks SET state = $2, resolved_at = longshore_now() WHERE id = $1 AND resolved_at IS NULL
-           RETURNING workspace_id AS "workspace_id: WorkspaceId""#,
+           RETURNING workspace_id AS "workspace_id: WorkspaceId", resource_id"#,
         id,
         state.as_str(),
     )
@@ -183,6 +184,9 @@ pub async fn settle_leak(
     let Some(row) = resolved else {
         return Ok(false);
     };
+    if matches!(state, Settled::Removed | Settled::Gone) {
+        close_stop(tx, &row.resource_id).await?;
+    }
     let mut payload = json!({ "leak_id": id, "state": state.as_str() });
     if let Some((by, reason)) = by {
         payload["by"] = json!(by);

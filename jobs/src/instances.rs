@@ -1,11 +1,11 @@
 //! Stopping what may run on instances of a remote control plane, as every kind that stops must (`spec: lifecycle` §3.4,
 //! `spec: jobs` §6). Where workspaces run in containers all of this does nothing.
 
-use longshore_backends::{Backend, StopTarget};
-use longshore_base::WorkspaceId;
+use longshore_backends::{Backend, BackendError, StopTarget};
+use longshore_base::{WorkspaceId, failpoint};
 use longshore_fleet::FleetError;
 use longshore_fleet::instances::{
-    OpenStart, clear_instance, close_start, find_open_start, start_key,
+    OpenStart, close_start, close_stop, find_open_start, forget_instance, open_stop, start_key,
 };
 use longshore_fleet::leaks::{FailedStop, LeftBehind, Resource, record_leak};
 use longshore_ledger::{FencedTx, JobError, RunContext, Verdict};
@@ -13,13 +13,48 @@ use longshore_ledger::{FencedTx, JobError, RunContext, Verdict};
 use crate::stopping::{StopSource, StoppingError};
 use crate::verdicts;
 
+/// Stops what runs for a workspace; what the backend refuses is the error inside. That the stop of an instance is called is
+/// written down first: a control plane that knows no such instance, when the answer to an earlier stop was lost, has
+/// ended it then. Whoever is told that it is stopped [forgets](forget_instance) it.
+pub(crate) async fn stop(
+    ctx: &RunContext,
+    backend: &dyn Backend,
+    target: &StopTarget,
+) -> Result<Result<(), BackendError>, StoppingError> {
+    let instance = target.instance_id.as_deref();
+    let Some(instance) = instance.filter(|_| backend.manner().start_uncertain_for.is_some()) else {
+        return Ok(backend.stop(target).await);
+    };
+    let mut tx = ctx.begin().await?;
+    let was_called = open_stop(tx.connection(), target.workspace_id, instance).await?;
+    tx.commit().await?;
+    let stopped = backend.stop(target).await;
+    failpoint::hit("instance.stopped").await;
+    match stopped {
+        Err(error) if was_called && error.is_unknown_instance() => {
+            tracing::info!(
+                workspace.id = %target.workspace_id, instance.id = instance,
+                "the control plane does not know the instance: a stop whose answer was lost has ended it"
+            );
+            Ok(Ok(()))
+        }
+        Err(error) if !was_called && !error.is_unanswered() => {
+            let mut tx = ctx.begin().await?;
+            close_stop(tx.connection(), instance).await?;
+            tx.commit().await?;
+            Ok(Err(error))
+        }
+        stopped => Ok(stopped),
+    }
+}
+
 /// What was stopped is not on file any more: a later stop must not stop it again, nor a later start.
 pub(crate) async fn forget(ctx: &RunContext, stopped: &StopTarget) -> Result<(), StoppingError> {
     let Some(instance) = stopped.instance_id.as_deref() else {
         return Ok(());
     };
     let mut tx = ctx.begin().await?;
-    clear_instance(tx.connection(), stopped.workspace_id, instance).await?;
+    forget_instance(tx.connection(), stopped.workspace_id, instance).await?;
     Ok(tx.commit().await?)
 }
 

@@ -9,12 +9,12 @@ use std::time::Duration;
 use longshore_backends::{Backend, BackendError, StopTarget};
 use longshore_base::WorkspaceId;
 use longshore_fleet::FleetError;
-use longshore_fleet::instances::clear_instance;
+use longshore_fleet::instances::{clear_instance, forget_instance};
 use longshore_fleet::leaks::{FailedStop, LeftBehind, Resource, record_leak, resolve_leak};
 use longshore_fleet::workspace::Workspace;
 use longshore_ledger::{Fenced, Progress, RunContext};
 
-use crate::instances::flag_open_start;
+use crate::instances;
 
 /// Steps of a stop, for a kind's list of them.
 pub const STEPS: [&str; 4] = ["stop-1", "stop-2", "stop-3", LEAK_STEP];
@@ -188,7 +188,7 @@ impl Stop<'_> {
     /// [`StoppingError`]: the run ends. What the backend refuses is an answer, not an error.
     pub async fn run(&self, running: &Running) -> Result<Stopping, StoppingError> {
         if !self.source.starts_again() {
-            flag_open_start(self.ctx, self.backend, running.workspace_id).await?;
+            instances::flag_open_start(self.ctx, self.backend, running.workspace_id).await?;
         }
         let target = running.target();
         let mut refused = None;
@@ -200,7 +200,7 @@ impl Stop<'_> {
             let stopped = tokio::select! {
                 biased;
                 () = self.ctx.stopping() => return Ok(self.cancelled(running, attempt)),
-                stopped = self.backend.stop(&target) => stopped,
+                stopped = instances::stop(self.ctx, self.backend, &target) => stopped?,
             };
             match stopped {
                 Ok(()) => {
@@ -253,7 +253,7 @@ impl Stop<'_> {
         let mut tx = self.ctx.begin().await?;
         let mut is_changed = resolve_leak(tx.connection(), &left).await?;
         if let Some(instance) = &running.instance_id {
-            is_changed |= clear_instance(tx.connection(), running.workspace_id, instance).await?;
+            is_changed |= forget_instance(tx.connection(), running.workspace_id, instance).await?;
         }
         if is_changed {
             tx.commit().await?;

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use longshore_backends::{Backend, Inventory, Marked};
 use longshore_base::WorkspaceId;
 use longshore_fleet::Fleet;
+use longshore_fleet::instances::list_open_stops;
 use longshore_fleet::leaks::{
     Claim, FailedStop, KnownLeak, LeftBehind, Resource, Settled, Thing, Wanted, confirm_leak,
     find_leak, list_claims, list_known_leaks, list_unwanted_instances, record_leak, settle_leak,
@@ -144,6 +145,7 @@ impl Leaks {
         }
         let ids = instances.iter().map(|(id, _)| *id).collect();
         let (claims, busy) = asked(&mut conn, ids, &known).await?;
+        let called = list_open_stops(&mut conn).await?;
         drop(conn);
         let mut seen = Seen {
             busy,
@@ -154,8 +156,14 @@ impl Leaks {
             let leak = at.map(|at| known.swap_remove(at));
             let wanted = Thing::Instance { id: &id }.wanted(claims.get(&workspace_id));
             let looked = self.backend.is_running(workspace_id, Some(&id));
-            match tokio::time::timeout(LOOK_WITHIN, looked).await {
-                Ok(Ok(true)) => seen.found.push(Found {
+            let seen_as = match tokio::time::timeout(LOOK_WITHIN, looked).await {
+                // Its stop, asked once more, says that it is over.
+                Ok(Err(error)) if error.is_unknown_instance() && called.contains(&id) => Some(true),
+                Ok(looked) => looked.ok(),
+                Err(_) => None,
+            };
+            match seen_as {
+                Some(true) => seen.found.push(Found {
                     resource: Resource::Instance,
                     shown: format!("instance {id}"),
                     id,
@@ -164,8 +172,8 @@ impl Leaks {
                     is_work: false,
                     known: leak,
                 }),
-                Ok(Ok(false)) => seen.gone.extend(leak.filter(|leak| !leak.kept)),
-                Ok(Err(_)) | Err(_) => doubtful += 1,
+                Some(false) => seen.gone.extend(leak.filter(|leak| !leak.kept)),
+                None => doubtful += 1,
             }
         }
         seen.doubtful = doubtful;

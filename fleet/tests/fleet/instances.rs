@@ -3,8 +3,9 @@ use std::time::Duration;
 use longshore_base::WorkspaceId;
 use longshore_fleet::WorkspaceStatus;
 use longshore_fleet::instances::{
-    OpenStart, adopt_instance, clear_instance, close_start, find_instance, find_open_start,
-    mark_instance_started, open_start, take_forgotten_starts,
+    OpenStart, adopt_instance, clear_instance, close_start, close_stop, find_instance,
+    find_open_start, forget_instance, list_open_stops, mark_instance_started, open_start,
+    open_stop, take_forgotten_starts,
 };
 use longshore_fleet::provisioning::{Begin, begin, is_start_unrecorded};
 use longshore_fleet::workspace::remove_workspaces;
@@ -162,4 +163,20 @@ async fn a_start_that_nobody_asks_about_is_taken_once_its_workspace_is_given_up(
     assert_eq!(taken[0].key(), format!("{given_up}:1"));
     assert_eq!(take_forgotten_starts(&mut conn, after).await.unwrap(), []);
     assert!(find_open_start(&mut conn, waiting).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_stop_stays_open_until_its_answer_is_written_down() {
+    let setup = Setup::new().await;
+    let id = begun(&setup, 1).await;
+    let mut conn = setup.conn().await;
+    assert!(!open_stop(&mut conn, id, "i-1").await.unwrap());
+    assert!(open_stop(&mut conn, id, "i-1").await.unwrap());
+    assert!(!open_stop(&mut conn, id, "i-2").await.unwrap());
+    assert!(close_stop(&mut conn, "i-2").await.unwrap());
+    assert!(!close_stop(&mut conn, "i-2").await.unwrap());
+    assert_eq!(list_open_stops(&mut conn).await.unwrap(), ["i-1"]);
+    assert!(forget_instance(&mut conn, id, "i-1").await.unwrap());
+    assert!(!forget_instance(&mut conn, id, "i-1").await.unwrap());
+    assert!(list_open_stops(&mut conn).await.unwrap().is_empty());
 }

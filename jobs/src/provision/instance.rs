@@ -15,14 +15,15 @@ use longshore_backends::{
 use longshore_base::WorkspaceId;
 use longshore_fleet::FleetError;
 use longshore_fleet::instances::{
-    OpenStart, adopt_instance, close_start, find_instance, find_open_start, mark_instance_started,
+    OpenStart, adopt_instance, close_start, close_stop, find_instance, find_open_start,
+    mark_instance_started,
 };
 use longshore_fleet::workspace::Workspace;
 use longshore_ledger::{Fenced, JobError, Progress, RunContext, Verdict};
 
 use super::run::{STEPS, Stop, database, progress};
 use crate::instances;
-use crate::stopping::{self, Running, StopPolicy, StopSource, Stopping, StoppingError};
+use crate::stopping::{self, Running, StopPolicy, StopSource, Stopping};
 
 /// Before each further attempt to write down what was started.
 const STORE_AGAIN_AFTER: [Duration; 3] = [
@@ -112,8 +113,7 @@ impl<'a> Instances<'a> {
             // What is left is on the list of leaks, and not on file any more.
             Ok(Stopping::Stopped | Stopping::Newer | Stopping::Left(_)) => Ok(()),
             Ok(Stopping::Cancelled) => Err(Stop::Verdict(self.ctx.stopped_verdict())),
-            Err(StoppingError::Fenced(fenced)) => Err(fenced.into()),
-            Err(StoppingError::Record(error)) => Err(database(error)),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -251,10 +251,13 @@ impl<'a> Instances<'a> {
             generation,
             instance_id: Some(started.instance_id.clone()),
         };
-        let stopped = self.backend.stop(&target).await;
+        let stopped = instances::stop(self.ctx, self.backend, &target).await?;
         let mut tx = self.ctx.begin().await?;
         let Err(error) = stopped else {
             close_start(tx.connection(), self.workspace_id, generation)
+                .await
+                .map_err(database)?;
+            close_stop(tx.connection(), &started.instance_id)
                 .await
                 .map_err(database)?;
             return Ok(tx.commit().await?);

@@ -31,6 +31,7 @@ use tokio::sync::Mutex;
 use super::Args;
 use super::instance::Instances;
 use super::prepare::prepare;
+use crate::stopping::StoppingError;
 use crate::verdicts;
 
 /// Names of all steps, in their order: what `steps_done` counts.
@@ -103,6 +104,15 @@ impl Stop {
 impl From<Fenced> for Stop {
     fn from(fenced: Fenced) -> Self {
         Self::Fenced(fenced)
+    }
+}
+
+impl From<StoppingError> for Stop {
+    fn from(error: StoppingError) -> Self {
+        match error {
+            StoppingError::Fenced(fenced) => fenced.into(),
+            StoppingError::Record(error) => database(error),
+        }
     }
 }
 

@@ -216,7 +216,8 @@ impl Run<'_> {
                 .map_err(instances::verdict_of)?;
             let running = Running::from(row);
             let target = running.target();
-            if let Err(error) = backend.stop(&target).await {
+            let stopped = instances::stop(self.ctx, backend, &target).await;
+            if let Err(error) = stopped.map_err(instances::verdict_of)? {
                 return Ok(Some(self.failure(backend, id, Part::Stop, &error)));
             }
             instances::forget(self.ctx, &target)

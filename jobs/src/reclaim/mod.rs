@@ -28,7 +28,8 @@ use uuid::Uuid;
 
 pub use crate::deployment::TENANT;
 use crate::place::{self, NOWHERE};
-use crate::{deployment, verdicts, workspace_key};
+use crate::stopping::StoppingError;
+use crate::{deployment, instances, verdicts, workspace_key};
 
 /// The kind's name.
 pub const KIND: &str = "reclaim";
@@ -142,6 +143,15 @@ impl From<Fenced> for Stuck {
     }
 }
 
+impl From<StoppingError> for Stuck {
+    fn from(error: StoppingError) -> Self {
+        match error {
+            StoppingError::Fenced(fenced) => Self::Fenced(fenced),
+            StoppingError::Record(error) => Self::Fleet(error),
+        }
+    }
+}
+
 impl From<FleetError> for Stuck {
     fn from(error: FleetError) -> Self {
         Self::Fleet(error)
@@ -211,7 +221,7 @@ impl ReclaimExecutor {
         let claim = claims.first();
         let settled = match leak.workspace_id {
             Some(workspace) if leak.resource == Resource::Instance.as_str() => {
-                remove_instance(backend, workspace, &leak, claim).await?
+                remove_instance(ctx, backend, workspace, &leak, claim).await?
             }
             _ => match backend.take_inventory().await? {
                 Some(inventory) => remove_marked(backend, &inventory, &leak, claim).await?,
@@ -238,15 +248,16 @@ impl ReclaimExecutor {
 }
 
 async fn remove_instance(
+    ctx: &RunContext,
     backend: &dyn Backend,
     workspace_id: WorkspaceId,
     leak: &Leak,
     claim: Option<&Claim>,
-) -> Result<Option<Settled>, BackendError> {
+) -> Result<Option<Settled>, Stuck> {
     if is_nameless(&leak.resource, &leak.resource_id) {
-        return Err(BackendError::Unsupported {
+        return Err(Stuck::Backend(BackendError::Unsupported {
             what: "name for what a start made that was never answered",
-        });
+        }));
     }
     let id = leak.resource_id.as_str();
     match (Thing::Instance { id }).wanted(claim) {
@@ -262,7 +273,7 @@ async fn remove_instance(
         instance_id: Some(id.to_owned()),
         ..StopTarget::any_generation(workspace_id)
     };
-    backend.stop(&target).await?;
+    instances::stop(ctx, backend, &target).await??;
     Ok(Some(Settled::Removed))
 }
 

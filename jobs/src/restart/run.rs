@@ -23,7 +23,7 @@ use longshore_ledger::{Executor, FencedTx, JobError, LedgerError, Progress, RunC
 
 use super::{Args, Begun, begun};
 use crate::provision::{self, ConfigPlan, Plan, ProvisionExecutor, Stop, database, progress};
-use crate::stopping::{self, Running, StopPolicy, StopSource, Stopping, StoppingError};
+use crate::stopping::{self, Running, StopPolicy, StopSource, Stopping};
 use crate::verdicts;
 
 /// Names of all steps, in their order.
@@ -222,8 +222,7 @@ impl RestartExecutor {
                 "a newer attempt holds the container".into(),
             ))),
             Ok(Stopping::Cancelled) => Err(Stop::Verdict(ctx.stopped_verdict())),
-            Err(StoppingError::Fenced(fenced)) => Err(fenced.into()),
-            Err(StoppingError::Record(error)) => Err(database(error)),
+            Err(error) => Err(error.into()),
         }
     }
 
