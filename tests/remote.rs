@@ -402,6 +402,50 @@ async fn a_purge_whose_worker_dies_before_it_notes_its_stop_ends_all_the_same() 
 }
 
 #[tokio::test]
+async fn an_instance_whose_start_nobody_noted_is_stopped_by_the_purge_of_its_workspace() {
+    needs_docker!();
+    let dying = NewWorker::default().failpoint("provision.started*1", "die");
+    let mut app = hosted(&[]).workers([dying]).start().await;
+    let (id, job) = app.create("unnamed", json!({})).await;
+    app.workers[0].died(PATIENCE).await;
+    assert_eq!(app.control_plane().instances(&id).await.len(), 1);
+    let successor = app.start_worker(NewWorker::default()).await;
+    app.workers.push(successor);
+    wait_until("the successor to wait", PATIENCE, || async {
+        let waiting = app.job(&job).await;
+        if waiting["snoozes"] == 1 {
+            Ok(())
+        } else {
+            Err(waiting.to_string())
+        }
+    })
+    .await;
+    // Nobody can say yet what there is to stop.
+    let path = format!("/workspaces/{id}?purge=true");
+    let answer = app.admin().delete(&path).await.expect(500);
+    assert_eq!(answer["stop_failures"], 1, "{answer}");
+    assert_eq!(app.control_plane().instances(&id).await.len(), 1);
+
+    app.advance(CERTAIN).await;
+    let path = format!("/workspaces/{id}?include_removed=true");
+    wait_until("the workspace to be gone", PATIENCE, || async {
+        let answer = app.admin().get(&path).await;
+        if answer.status == 404 {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
+    })
+    .await;
+    assert!(app.control_plane().instances(&id).await.is_empty());
+    let starts = app.control_plane().calls("start", &id).await;
+    assert_eq!(starts.len(), 2, "{starts:?}");
+    assert!(starts.iter().all(|start| start["key"] == format!("{id}:1")));
+    assert!(leaks(&app).await.is_empty());
+    assert!(!app.workers[1].log().contains("LEAK-SUSPECT"));
+}
+
+#[tokio::test]
 async fn an_instance_that_the_control_plane_does_not_know_is_flagged_if_nobody_stopped_it() {
     needs_docker!();
     let mut app = hosted(&[]).start().await;

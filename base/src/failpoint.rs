@@ -4,8 +4,9 @@
 //! `name=action` pairs separated by `;`, an action being `die` (SIGKILL), `stop` (SIGSTOP), `sleep:MS` or
 //! `gate:PATH` (wait until the file exists). `name*N=action` acts at the N-th hit only. `LONGSHORE_EFFECT_LATER`
 //! makes the process play a later version of itself, `LONGSHORE_MANY` says from how many free slots on a worker takes
-//! a backlog by itself, and `LONGSHORE_PUBLISH_BUDGET_MS` how long a publish to Redis may take. This is the one place below the command line that reads the
-//! environment, since it exists only in binaries made for tests.
+//! a backlog by itself, `LONGSHORE_PUBLISH_BUDGET_MS` how long a publish to Redis may take, and `LONGSHORE_CP_CALL_SECONDS`
+//! how long a call to a remote control plane. This is the one place below the command line that reads the environment,
+//! since it exists only in binaries made for tests.
 
 /// Every point of this name in the source. The crash tests walk this list.
 pub const POINTS: &[&str] = &[

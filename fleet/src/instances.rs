@@ -74,6 +74,25 @@ pub async fn find_open_start(
     }))
 }
 
+/// A start was answered, and the answer did not tell what it made: that can be asked from now on.
+///
+/// # Errors
+/// [`FleetError::Database`].
+pub async fn make_start_certain(
+    tx: &mut PgConnection,
+    id: WorkspaceId,
+    called_as: i64,
+) -> Result<(), FleetError> {
+    sqlx::query!(
+        "UPDATE workspaces SET start_certain_at = longshore_now() WHERE id = $1 AND start_called_as = $2",
+        id as WorkspaceId,
+        called_as,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// It is known what became of a start, or nobody will ever know.
 ///
 /// # Errors

@@ -187,9 +187,20 @@ impl Stop<'_> {
     /// # Errors
     /// [`StoppingError`]: the run ends. What the backend refuses is an answer, not an error.
     pub async fn run(&self, running: &Running) -> Result<Stopping, StoppingError> {
+        let mut running = running.clone();
         if !self.source.starts_again() {
-            instances::flag_open_start(self.ctx, self.backend, running.workspace_id).await?;
+            let id = running.workspace_id;
+            match instances::settle_before_stop(self.ctx, self.backend, id).await? {
+                Ok(Some(instance)) => running.instance_id = Some(instance),
+                Ok(None) => {}
+                Err(_) if self.ctx.stopped().is_some() => return Ok(self.cancelled(&running, 1)),
+                Err(why) => return Ok(Stopping::Left(why)),
+            }
         }
+        self.stop(&running).await
+    }
+
+    async fn stop(&self, running: &Running) -> Result<Stopping, StoppingError> {
         let target = running.target();
         let mut refused = None;
         for attempt in 1..=self.policy.attempts {

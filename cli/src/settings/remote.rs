@@ -1,8 +1,10 @@
 //! The remote control plane of a hosted organisation.
 
+use std::time::Duration;
+
 use clap::Args;
 use longshore_backends::RemoteConfig;
-use longshore_base::Secret;
+use longshore_base::{Secret, failpoint};
 
 use super::fleet::FleetSettings;
 use super::security::Security;
@@ -86,7 +88,7 @@ impl RemoteSettings {
             provision_bearer: secret(&self.cp_shared_secret).or(secret(&self.provision_secret)),
             admin_bearer: secret(&self.cp_admin_token),
             tenant_token: security.admin_token.clone(),
-            call_limit: RemoteConfig::CALL_LIMIT,
+            call_limit: call_limit(),
         })
     }
 
@@ -100,4 +102,10 @@ impl RemoteSettings {
         .into_iter()
         .filter_map(Option::as_deref)
     }
+}
+
+/// The limit of a call. Tests in which its end is waited for make it shorter.
+fn call_limit() -> Duration {
+    let limit = RemoteConfig::CALL_LIMIT.as_secs() as usize;
+    Duration::from_secs(failpoint::number("LONGSHORE_CP_CALL_SECONDS", limit) as u64)
 }

@@ -8,15 +8,12 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-use longshore_backends::{
-    Abandoned, Backend, BackendError, StartSpec, StartWatch, Started, StartedInstance, StopTarget,
-};
+use longshore_backends::{Backend, BackendError, StartSpec, StartedInstance, StopTarget};
 use longshore_base::WorkspaceId;
 use longshore_fleet::FleetError;
 use longshore_fleet::instances::{
     OpenStart, adopt_instance, close_start, close_stop, find_instance, find_open_start,
-    mark_instance_started,
+    make_start_certain, mark_instance_started,
 };
 use longshore_fleet::workspace::Workspace;
 use longshore_ledger::{Fenced, JobError, Progress, RunContext, Verdict};
@@ -67,7 +64,7 @@ impl<'a> Instances<'a> {
         if open.uncertain_for.is_zero() {
             return Ok(());
         }
-        let why = "an earlier start of the workspace may still be answered";
+        let why = instances::UNCERTAIN;
         tracing::info!(
             workspace.id = %self.workspace_id, job.id = %self.ctx.job().id,
             wait_secs = open.uncertain_for.as_secs(), reason = why, "the start waits"
@@ -84,7 +81,13 @@ impl<'a> Instances<'a> {
             return Ok(());
         }
         if let Some(open) = self.open_start().await? {
-            self.settle(spec, open).await?;
+            let settled = instances::settle(self.ctx, self.backend, spec, open).await?;
+            if let Err(error) = settled {
+                return Err(Stop::Verdict(Verdict::Permanent(JobError {
+                    public: error.public().to_owned(),
+                    detail: error.chain(),
+                })));
+            }
         }
         let on_file = {
             let mut tx = self.ctx.begin().await?;
@@ -117,48 +120,6 @@ impl<'a> Instances<'a> {
         }
     }
 
-    /// Asks what became of a start that nobody wrote down, by calling it again under its own key: a control plane that
-    /// keeps keys answers as it did then. What it names is stopped like anything on file. What it does not is flagged.
-    async fn settle(&self, spec: &StartSpec, open: OpenStart) -> Result<(), Stop> {
-        let earlier = StartSpec {
-            generation: open.called_as,
-            ..spec.clone()
-        };
-        let (instance, doubt) = match self.backend.start(&earlier, &Unwatched).await {
-            Ok(Started::Instance(found)) => {
-                let doubt = "the control plane does not say that it had seen the call before";
-                (
-                    Some(found.instance_id),
-                    (!found.replayed).then(|| doubt.to_owned()),
-                )
-            }
-            // Nobody answered: it stays open, and who would start now would get no answer either.
-            Err(error) if error.is_unanswered() => {
-                return Err(Stop::Verdict(Verdict::Permanent(JobError {
-                    public: error.public().to_owned(),
-                    detail: error.chain(),
-                })));
-            }
-            Err(error) => (None, Some(error.to_string())),
-            Ok(Started::Container(_)) => (None, None),
-        };
-        let mut tx = self.ctx.begin().await?;
-        let (id, called_as) = (self.workspace_id, open.called_as);
-        let settled = match &instance {
-            Some(instance) => adopt_instance(tx.connection(), id, called_as, instance)
-                .await
-                .map(drop),
-            None => close_start(tx.connection(), id, called_as).await,
-        };
-        settled.map_err(database)?;
-        if let Some(doubt) = doubt {
-            instances::flag_start(&mut tx, self.backend, id, open, &doubt)
-                .await
-                .map_err(database)?;
-        }
-        Ok(tx.commit().await?)
-    }
-
     async fn open_start(&self) -> Result<Option<OpenStart>, Stop> {
         let mut tx = self.ctx.begin().await?;
         find_open_start(tx.connection(), self.workspace_id)
@@ -166,19 +127,23 @@ impl<'a> Instances<'a> {
             .map_err(database)
     }
 
-    /// A start that failed. Unless it may have made something all the same, there is nothing to ask about later.
+    /// A start that failed. Unless it may have made something all the same, there is nothing to ask about later; where it
+    /// was answered, that can be asked at once.
     pub(super) async fn close_failed(
         &self,
         generation: i64,
         error: &BackendError,
     ) -> Result<(), Stop> {
-        if !self.are_used() || error.may_have_started() {
+        if !self.are_used() || (error.may_have_started() && error.is_unanswered()) {
             return Ok(());
         }
-        let mut tx = self.ctx.begin().await?;
-        close_start(tx.connection(), self.workspace_id, generation)
-            .await
-            .map_err(database)?;
+        let (id, mut tx) = (self.workspace_id, self.ctx.begin().await?);
+        let written = if error.may_have_started() {
+            make_start_certain(tx.connection(), id, generation).await
+        } else {
+            close_start(tx.connection(), id, generation).await
+        };
+        written.map_err(database)?;
         Ok(tx.commit().await?)
     }
 
@@ -321,20 +286,5 @@ impl From<Stored> for Stop {
             Stored::Again(fenced) | Stored::Lost(fenced) => fenced.into(),
             Stored::Row(error) => database(error),
         }
-    }
-}
-
-/// Asks nobody: of a call that was allowed once.
-struct Unwatched;
-
-#[async_trait]
-impl StartWatch for Unwatched {
-    async fn step(
-        &self,
-        _: &'static str,
-        _: Option<String>,
-        _: Option<u8>,
-    ) -> Result<(), Abandoned> {
-        Ok(())
     }
 }

@@ -211,10 +211,13 @@ impl Run<'_> {
         let number = begun.fetch_add(1, Ordering::Relaxed) + 1;
         let down = async {
             self.tell("stop", (number, all)).await?;
-            instances::flag_open_start(self.ctx, backend, id)
-                .await
-                .map_err(instances::verdict_of)?;
-            let running = Running::from(row);
+            let mut running = Running::from(row);
+            let settled = instances::settle_before_stop(self.ctx, backend, id).await;
+            match settled.map_err(instances::verdict_of)? {
+                Ok(Some(instance)) => running.instance_id = Some(instance),
+                Ok(None) => {}
+                Err(why) => return Ok(Some(not_known_yet(backend, id, why))),
+            }
             let target = running.target();
             let stopped = instances::stop(self.ctx, backend, &target).await;
             if let Err(error) = stopped.map_err(instances::verdict_of)? {
@@ -414,6 +417,20 @@ impl Run<'_> {
         tx.commit()
             .await
             .map_err(|fenced| verdicts::of_fence(&fenced))
+    }
+}
+
+/// What may run for it nobody can say before its start was settled; that costs no attempt.
+fn not_known_yet(backend: &dyn Backend, id: WorkspaceId, why: String) -> Failure {
+    Failure {
+        failed: Failed {
+            id,
+            what: Part::Stop,
+            backend: Some(backend.kind().to_owned()),
+            error: why.clone(),
+        },
+        detail: why,
+        away: true,
     }
 }
 
