@@ -1,4 +1,5 @@
-//! Volumes: made with labels, never taken from anybody else, removed only when they are ours.
+//! Volumes: made with labels, never taken from anybody else, removed only when they are ours. A volume whose labels the engine
+//! has lost is its workspace's by its name; sweeps, which go by labels alone, leave it to its workspace.
 
 use bollard::models::VolumeCreateRequest;
 use bollard::query_parameters::RemoveVolumeOptionsBuilder;
@@ -37,13 +38,20 @@ impl Docker {
         };
         // The engine answers alike for a new volume and for one that was there, with the labels that one has.
         let volume = call("volume_create", engine.client.create_volume(request)).await?;
-        match self.mark(engine).holder(id, &volume.labels) {
-            Holder::Ours { .. } | Holder::OursElsewhere => Ok(()),
-            Holder::Stranger => Err(BackendError::NameTaken {
+        if self.is_strangers(engine, id, &volume.labels) {
+            return Err(BackendError::NameTaken {
                 name: name.to_owned(),
                 holder: described(&volume.labels),
-            }),
+            });
         }
+        Ok(())
+    }
+
+    /// Whether a volume under one of a workspace's own names is another's. One without any labels is not: an engine that is
+    /// killed while it makes a volume forgets them, and the name, which is drawn at random, is in the row of this
+    /// workspace alone. Another installation's has labels, or another name.
+    fn is_strangers(&self, engine: &Engine, id: WorkspaceId, labels: &Labels) -> bool {
+        !labels.is_empty() && self.mark(engine).holder(id, labels) == Holder::Stranger
     }
 
     /// Forgets a workspace's sessions. Failing is no reason not to start: the old sessions stay.
@@ -79,7 +87,7 @@ impl Docker {
             Err(error) if error.failure() == CallFailure::NotFound => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        if self.mark(engine).holder(id, &found.labels) == Holder::Stranger {
+        if self.is_strangers(engine, id, &found.labels) {
             let holder = described(&found.labels);
             tracing::warn!(workspace.id = %id, volume = name, holder, "left a volume that is not ours");
             return Ok(());

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use bollard::models::VolumeCreateRequest;
 use longshore_backends::{
     Backend as _, BackendError, Docker, DockerConfig, KeptConfig, StopTarget, VolumeScope,
 };
@@ -64,6 +65,27 @@ async fn what_was_never_there_stops_and_is_removed() {
         .await
         .unwrap();
     assert!(!room.docker.is_running(nobody, None).await.unwrap());
+}
+
+/// As an engine leaves it that was killed while it made the volume.
+#[tokio::test]
+async fn a_volume_without_any_labels_is_the_workspaces_whose_name_it_has() {
+    let Some(room) = room().await else { return };
+    let name = format!("{}-configs", room.id.container_name());
+    let request = VolumeCreateRequest {
+        name: Some(name.clone()),
+        ..VolumeCreateRequest::default()
+    };
+    room.raw.create_volume(request).await.unwrap();
+    room.docker
+        .bring_up(&room.spec(), &Allow::default())
+        .await
+        .unwrap();
+    let target = StopTarget::any_generation(room.id);
+    room.docker.stop(&target).await.unwrap();
+    let scope = VolumeScope::ConfigAndSessions;
+    room.docker.remove_volumes(room.id, scope).await.unwrap();
+    assert!(room.raw.inspect_volume(&name).await.is_err());
 }
 
 #[tokio::test]
