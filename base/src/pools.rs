@@ -31,9 +31,6 @@ const STARTING_LIMIT: Duration = Duration::from_secs(10);
 const REFUSED_LIMIT: Duration = Duration::from_millis(1500);
 /// How long a caller waits for a connection that others have.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For how long a connection that came back to its pool is known to work: it was tried then, and one more round trip for
-/// each statement of a busy process is a third of its cost.
-const PROVEN: Duration = Duration::from_secs(1);
 const RETRY_PERIOD: Duration = Duration::from_millis(200);
 /// SQLSTATE of a server that is starting, stopping or recovering.
 const CANNOT_CONNECT_NOW: &str = "57P03";
@@ -128,15 +125,6 @@ impl Pools {
             PgPoolOptions::new()
                 .max_connections(most)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(false)
-                .before_acquire(|conn, usage| {
-                    Box::pin(async move {
-                        if usage.idle_for >= PROVEN {
-                            conn.ping().await?;
-                        }
-                        Ok(true)
-                    })
-                })
                 .connect_with(options)
         };
         let connect = |source| PoolError::Connect {
