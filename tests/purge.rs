@@ -34,7 +34,7 @@ on_both_backends! {
     a_crash_when_the_rows_are_deleted,
 }
 
-async fn is_gone(app: &TestApp, id: &str) {
+pub(crate) async fn is_gone(app: &TestApp, id: &str) {
     let path = format!("/workspaces/{id}?include_removed=true");
     app.admin().get(&path).await.expect(404);
 }

@@ -8,6 +8,7 @@ use longshore_tests::{Builder, NewWorker, PATIENCE, TestApp, needs_docker, wait_
 use serde_json::{Value, json};
 
 use crate::leaks::leaks;
+use crate::purge::is_gone;
 use crate::reconcilers::{run, until_passed};
 use crate::sweeps::disable;
 
@@ -284,15 +285,7 @@ async fn a_worker_that_dies_before_it_notes_its_instance_leaves_no_second_one() 
     let successor = app.start_worker(NewWorker::default()).await;
     app.workers.push(successor);
     // Nobody knows yet whether the call is still being answered.
-    wait_until("the successor to wait", PATIENCE, || async {
-        let waiting = app.job(&job).await;
-        if waiting["state"] == "scheduled" && waiting["snoozes"] == 1 {
-            Ok(())
-        } else {
-            Err(waiting.to_string())
-        }
-    })
-    .await;
+    app.until_snoozed(&job, PATIENCE).await;
     app.advance(CERTAIN).await;
     let instance = until_up(&app, &id).await;
     assert_ne!(first, [instance]);
@@ -393,8 +386,7 @@ async fn a_purge_whose_worker_dies_before_it_notes_its_stop_ends_all_the_same() 
     app.workers.push(successor);
     let job = answer.expect(202)["job_id"].as_str().unwrap().to_owned();
     app.until_job(&job, "succeeded", PATIENCE).await;
-    let path = format!("/workspaces/{id}?include_removed=true");
-    app.admin().get(&path).await.expect(404);
+    is_gone(&app, &id).await;
     let stops = app.control_plane().calls("stop", &id).await;
     assert_eq!(statuses(&stops), [204, 404], "{stops:?}");
     assert!(leaks(&app).await.is_empty());
@@ -411,15 +403,7 @@ async fn an_instance_whose_start_nobody_noted_is_stopped_by_the_purge_of_its_wor
     assert_eq!(app.control_plane().instances(&id).await.len(), 1);
     let successor = app.start_worker(NewWorker::default()).await;
     app.workers.push(successor);
-    wait_until("the successor to wait", PATIENCE, || async {
-        let waiting = app.job(&job).await;
-        if waiting["snoozes"] == 1 {
-            Ok(())
-        } else {
-            Err(waiting.to_string())
-        }
-    })
-    .await;
+    app.until_snoozed(&job, PATIENCE).await;
     // Nobody can say yet what there is to stop.
     let path = format!("/workspaces/{id}?purge=true");
     let answer = app.admin().delete(&path).await.expect(500);

@@ -396,15 +396,7 @@ async fn survives_a_crash_at(place: Builder, point: &str) {
     app.workers.push(successor);
     if app.is_hosted() && point.starts_with("provision.started") {
         // Nobody knows yet whether the call is still being answered.
-        wait_until("the successor to wait", TAKEN_OVER, || async {
-            let waiting = app.job(&job).await;
-            if waiting["snoozes"] == 1 {
-                Ok(())
-            } else {
-                Err(waiting.to_string())
-            }
-        })
-        .await;
+        app.until_snoozed(&job, TAKEN_OVER).await;
         app.advance(CERTAIN).await;
     }
     let done = app.until_job(&job, "succeeded", TAKEN_OVER).await;

@@ -19,8 +19,8 @@ use longshore_ledger::{FencedTx, JobError, RunContext, Verdict};
 use crate::stopping::{StopSource, StoppingError};
 use crate::verdicts;
 
-/// Before each further call that asks what became of a start.
-const ASK_AGAIN_AFTER: [Duration; 3] = [
+/// Before each further attempt to ask what became of a start, or to write down what was started.
+pub(crate) const AGAIN_AFTER: [Duration; 3] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(4),
@@ -126,7 +126,7 @@ pub(crate) async fn settle(
         generation: open.called_as,
         ..spec.clone()
     };
-    let mut waits = ASK_AGAIN_AFTER.iter();
+    let mut waits = AGAIN_AFTER.iter();
     let (instance, doubt) = loop {
         match backend.start(&earlier, &Unwatched).await {
             Ok(Started::Instance(found)) => {

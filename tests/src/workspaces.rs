@@ -88,6 +88,19 @@ impl TestApp {
         .await
     }
 
+    /// Waits until a job has gone back to wait, once and without using an attempt.
+    pub async fn until_snoozed(&self, job: &str, deadline: Duration) -> Value {
+        wait_until(&format!("job {job} to wait"), deadline, || async {
+            let found = self.job(job).await;
+            if found["state"] == "scheduled" && found["snoozes"] == 1 {
+                Ok(found)
+            } else {
+                Err(found.to_string())
+            }
+        })
+        .await
+    }
+
     /// Names of the recorded events of a workspace, oldest first.
     pub async fn event_names(&self, workspace: &str) -> Vec<String> {
         let events = self.admin().get(&format!("/events/{workspace}")).await;

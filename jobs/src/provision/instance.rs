@@ -6,8 +6,6 @@
 //! → [tx: the start is open] → the call → [tx: its instance, closed]
 //! ```
 
-use std::time::Duration;
-
 use longshore_backends::{Backend, BackendError, StartSpec, StartedInstance, StopTarget};
 use longshore_base::WorkspaceId;
 use longshore_fleet::FleetError;
@@ -21,13 +19,6 @@ use longshore_ledger::{Fenced, JobError, Progress, RunContext, Verdict};
 use super::run::{STEPS, Stop, database, progress};
 use crate::instances;
 use crate::stopping::{self, Running, StopPolicy, StopSource, Stopping};
-
-/// Before each further attempt to write down what was started.
-const STORE_AGAIN_AFTER: [Duration; 3] = [
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(4),
-];
 
 /// One run's way to an instance.
 pub(super) struct Instances<'a> {
@@ -155,7 +146,7 @@ impl<'a> Instances<'a> {
         started: &StartedInstance,
         steps: &[Progress],
     ) -> Result<bool, Stop> {
-        let mut waits = STORE_AGAIN_AFTER.iter();
+        let mut waits = instances::AGAIN_AFTER.iter();
         let mut attempts = 0_u32;
         loop {
             attempts += 1;
