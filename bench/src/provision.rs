@@ -98,7 +98,8 @@ impl Server {
             .try_collect()
             .await?;
         let mut spans = Vec::with_capacity(count);
-        for (_, job) in &made {
+        // The last one first: once it has ended, nearly all have.
+        for (_, job) in made.iter().rev() {
             spans.push(self.finished(job).await?);
         }
         for (id, _) in &made {

@@ -24,6 +24,8 @@ use tokio::process::{Child, Command};
 
 use crate::client::Api;
 
+/// Between two looks. What is measured are times on record, and whoever looks takes from the machine that is measured.
+const POLL: Duration = Duration::from_millis(500);
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// What is measured.
@@ -125,7 +127,7 @@ impl Server {
                 ));
             }
             anyhow::ensure!(start.elapsed() < DEADLINE, "a job did not end: {job}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(POLL).await;
         }
     }
 
@@ -137,7 +139,7 @@ impl Server {
                 return Ok(());
             }
             anyhow::ensure!(start.elapsed() < DEADLINE, "never online: {workspace}");
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(POLL).await;
         }
     }
 
