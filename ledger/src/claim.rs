@@ -64,9 +64,10 @@ pub(crate) async fn claim(
         r#"WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', $6, true) AS set)
            UPDATE jobs SET state = 'running', worker = $3, token = md5($5::text || jobs.id::text)::uuid,
                started_at = CASE WHEN crashes < $4 THEN now END, revision = revision + 1
-           FROM patience, longshore_now() AS now, unnest($1::uuid[], $2::integer[]) AS hint(id, dispatch)
-           WHERE jobs.id = hint.id AND patience.set IS NOT NULL AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
-             AND ((state NOT IN ('scheduled', 'running') AND jobs.dispatch = hint.dispatch)
+           FROM patience, longshore_now() AS now
+           WHERE jobs.id = ANY ($1) AND patience.set IS NOT NULL AND EXISTS (SELECT 1 FROM workers WHERE name = $3)
+             AND ((state NOT IN ('scheduled', 'running')
+                   AND ((jobs.id, dispatch) IN (SELECT * FROM unnest($1::uuid[], $2::integer[]))) IS TRUE)
                   OR token = md5($5::text || jobs.id::text)::uuid)
            RETURNING jobs.id, kind, queue, tenant, workspace_id, keys, args, args_version, attempt, max_attempts, crashes,
                token AS "token!", deadline_at, created_by, checkpoint, trace_context"#,

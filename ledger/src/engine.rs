@@ -14,15 +14,15 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Admitter;
 use crate::admission::fairness::forget_idle;
+use crate::admission::{Admitter, Progress};
 use crate::beat::{
     Registration, beat, cancels, leave, newest_control, register, say_seen, stop_taking,
 };
 use crate::control::max_per_worker;
 use crate::finish::{self, finish_runs};
 use crate::hints::Hints;
-use crate::maintenance::{end_overdue, wake_forgotten};
+use crate::maintenance::{end_overdue, summarise_deadlines, wake_forgotten};
 use crate::reader::{QueueReader, many};
 use crate::reaper::Reaper;
 use crate::run::{Claimed, Claims, Runner, Stopped};
@@ -353,6 +353,7 @@ impl Engine {
                 unhinted_after: self.shared.config.unhinted_after,
                 looked: Instant::now(),
                 stop: self.stop_reading.clone(),
+                progress: Progress::default(),
             };
             self.readers
                 .lock()
@@ -707,6 +708,7 @@ impl Shared {
         let mut partitions_at = Instant::now();
         loop {
             tokio::time::sleep(random::jittered(SLOW_TICK)).await;
+            summarise_deadlines(&self.pools.work).await;
             for (what, pass) in [
                 (
                     "ending overdue jobs",

@@ -88,6 +88,8 @@ fn is_plain(kinds: &Kinds, finish: &Finish) -> bool {
             .is_none_or(|kind| kind.hooks.is_none())
 }
 
+/// The statement looks up ids and keys with `= ANY`, never by a join: planned while its tables are empty and kept, a join
+/// reads all of them for each run. `IS TRUE` keeps the planner from making one of what only checks.
 async fn finish_plain(
     pool: &PgPool,
     batch: &[Finish],
@@ -110,8 +112,8 @@ async fn finish_plain(
         .map_err(LedgerError::database("beginning to finish jobs"))?;
     let freed = sqlx::query_scalar!(
         r#"WITH ended AS (
-               DELETE FROM jobs USING unnest($1::uuid[], $2::uuid[]) AS run(id, token)
-               WHERE jobs.id = run.id AND jobs.token = run.token RETURNING jobs.*
+               DELETE FROM jobs WHERE id = ANY ($1) AND ((id, token) IN (SELECT * FROM unnest($1::uuid[], $2::uuid[]))) IS TRUE
+               RETURNING *
            ), kept AS (
                INSERT INTO job_history (id, outcome, finished_at, seq, kind, queue, tenant, workspace_id, keys, dedupe_key,
                    args, args_version, priority, dispatch, attempt, crashes, snoozes, max_attempts, run_at, deadline_at, worker,
@@ -122,8 +124,8 @@ async fn finish_plain(
                    $4::jsonb -> id::text
                FROM ended, longshore_now() AS now
            )
-           DELETE FROM job_slots USING (SELECT id, unnest(keys) AS key FROM ended) AS held
-           WHERE job_slots.key = held.key AND job_slots.job_id = held.id RETURNING job_slots.key"#,
+           DELETE FROM job_slots WHERE key = ANY (ARRAY(SELECT unnest(keys) FROM ended))
+             AND (job_id IN (SELECT unnest($1::uuid[]))) IS TRUE RETURNING key"#,
         &ids,
         &tokens,
         Outcome::Succeeded as Outcome,

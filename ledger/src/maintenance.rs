@@ -13,6 +13,28 @@ const OVERDUE_BATCH: i64 = 100;
 /// Waiters one repair pass looks at.
 const REPAIR_BATCH: i64 = 1000;
 
+/// Summarises what is new in the table of jobs for the index by deadline: without, each look for overdue jobs would read all
+/// of a backlog that vacuum has not come to yet. Where it may not, or vacuum is at it, it does nothing.
+pub(crate) async fn summarise_deadlines(pool: &PgPool) {
+    let summarise = async {
+        let mut tx = pool.begin().await?;
+        // Less than what Postgres waits before it ends an autovacuum for somebody's sake.
+        sqlx::query!("SET LOCAL lock_timeout = '50ms'")
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query!("SELECT brin_summarize_new_values('jobs_deadline_at_idx')")
+            .fetch_one(&mut *tx)
+            .await?;
+        tx.commit().await
+    };
+    if let Err(error) = summarise.await {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "deadlines of jobs are not summarised now"
+        );
+    }
+}
+
 /// Ends waiting jobs that are past their deadline. Time under a pause or a hold does not count: a deadline moves by as much
 /// as the job's scope was closed since it was asked for.
 pub(crate) async fn end_overdue(

@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::Admitter;
-use crate::admission::Aside;
 use crate::admission::direct::{Taken, Tried, admit_to};
+use crate::admission::{Aside, Progress};
 use crate::claim::{Claimant, claim, queued};
 use crate::engine::Identity;
 use crate::hints::{Delivered, Hint, HintReader, Hints};
@@ -57,6 +57,8 @@ pub(crate) struct QueueReader {
     /// When the ledger was last read for that.
     pub(crate) looked: Instant,
     pub(crate) stop: CancellationToken,
+    /// Of its own passes of admission.
+    pub(crate) progress: Progress,
 }
 
 /// How many are many to a worker with these slots.
@@ -267,7 +269,7 @@ impl QueueReader {
     }
 
     /// Takes what is ready, for as many permits as there are; `false` when there is nothing more to be had this way.
-    async fn take_ready(&self, permits: OwnedSemaphorePermit) -> bool {
+    async fn take_ready(&mut self, permits: OwnedSemaphorePermit) -> bool {
         let in_claim = self.claims.begin().await;
         let Some(taken) = self.admit_to_self(permits.num_permits()).await else {
             return false;
@@ -281,14 +283,16 @@ impl QueueReader {
 
     /// A pass of admission for this worker. One that fails took nothing, and others go on with hints; one whose commit was
     /// not answered is repeated until it is, or this worker leaves.
-    async fn admit_to_self(&self, most: usize) -> Option<Taken> {
+    async fn admit_to_self(&mut self, most: usize) -> Option<Taken> {
         let claimant = Claimant::new(self.identity.name());
         let mut again = false;
         loop {
-            match admit_to(&self.pool, &self.queue, &claimant, most, again).await {
+            let progress = &mut self.progress;
+            match admit_to(&self.pool, &self.queue, &claimant, most, again, progress).await {
                 Ok(Tried::Taken(taken)) => return Some(taken),
                 Ok(Tried::Unanswered(error)) => {
                     again = true;
+                    self.progress = Progress::default();
                     tracing::warn!(
                         queue = self.queue,
                         error = &error as &dyn std::error::Error,
@@ -296,6 +300,7 @@ impl QueueReader {
                     );
                 }
                 Err(error) => {
+                    self.progress = Progress::default();
                     tracing::warn!(
                         queue = self.queue,
                         error = &error as &dyn std::error::Error,

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::direct::{Tried, admit_to};
-use crate::admission::{Admitter, admit};
+use crate::admission::{Admitter, Progress, admit};
 use crate::beat::{Registration, register};
 use crate::claim::{Claimant, claim, claim_again, record_waiting};
 use crate::finish::{Finish, finish_runs};
@@ -125,9 +125,10 @@ impl Steps {
         lost_answer: bool,
     ) -> Result<Vec<ClaimedJob>, LedgerError> {
         let claimant = Claimant::new(worker.to_owned());
-        let mut tried = admit_to(&self.pool, queue, &claimant, most, false).await?;
+        let progress = &mut Progress::default();
+        let mut tried = admit_to(&self.pool, queue, &claimant, most, false, progress).await?;
         if lost_answer {
-            tried = admit_to(&self.pool, queue, &claimant, most, true).await?;
+            tried = admit_to(&self.pool, queue, &claimant, most, true, progress).await?;
         }
         match tried {
             Tried::Taken(taken) => Ok(taken.jobs),

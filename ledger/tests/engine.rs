@@ -511,3 +511,24 @@ async fn stopping_gives_running_jobs_back_without_using_an_attempt() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_urgent_job_goes_before_the_rest_of_a_backlog_that_a_worker_takes_by_itself() {
+    const BACKLOG: usize = 3000;
+    let rig = Rig::with_slots(Behaviour::Record(Duration::from_millis(20)), 64).await;
+    let keys: Vec<String> = (0..BACKLOG).map(|number| number.to_string()).collect();
+    rig.enqueue_many(&keys).await;
+    until("some to have run", || async { rig.runs() >= BACKLOG / 6 }).await;
+    let mut urgent = new_job("urgent");
+    urgent.priority = -1;
+    let id = rig.enqueue(urgent).await;
+    until("all to succeed", || async {
+        rig.succeeded().await == 1 + i64::try_from(BACKLOG).unwrap()
+    })
+    .await;
+    let ended_before = rig.spans().iter().position(|span| span.id == id).unwrap();
+    assert!(
+        ended_before < BACKLOG - 64,
+        "{ended_before} ended before it"
+    );
+}

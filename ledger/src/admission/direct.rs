@@ -6,7 +6,7 @@
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::pick::pick;
+use super::pick::{Progress, pick};
 use super::{BATCH, For, open};
 use crate::claim::{Claimant, give, given};
 use crate::{ClaimedJob, LedgerError};
@@ -39,6 +39,7 @@ pub(crate) async fn admit_to(
     claimant: &Claimant,
     most: usize,
     again: bool,
+    progress: &mut Progress,
 ) -> Result<Tried, LedgerError> {
     let (mut tx, room) = open(pool, queue, For::Itself).await?;
     if again {
@@ -59,7 +60,7 @@ pub(crate) async fn admit_to(
         if room.queued > 0 {
             ids = queued_first(&mut tx, queue, size).await?;
         }
-        let picked = pick(&mut tx, queue, size - ids.len() as i64, &room).await?;
+        let picked = pick(&mut tx, queue, size - ids.len() as i64, &room, progress).await?;
         admitted = picked.ids.len();
         ids.extend(picked.ids);
         more = picked.more || ids.len() as i64 == size;

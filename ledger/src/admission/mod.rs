@@ -23,6 +23,7 @@ use crate::LedgerError;
 use crate::control::split_queue;
 use crate::hints::{Hint, Hints};
 use crate::job::Wait;
+pub(crate) use pick::Progress;
 use pick::pick;
 
 /// Jobs that come due in one pass.
@@ -241,7 +242,7 @@ impl Room {
 /// One admission pass over one queue.
 pub(crate) async fn admit(pool: &PgPool, queue: &str) -> Result<Pass, LedgerError> {
     let (mut tx, room) = open(pool, queue, For::All).await?;
-    let picked = pick(&mut tx, queue, room.size(), &room).await?;
+    let picked = pick(&mut tx, queue, room.size(), &room, &mut Progress::default()).await?;
     let admitted = mark_queued(&mut tx, &picked.ids).await?;
     tx.commit()
         .await
@@ -295,8 +296,8 @@ async fn open(
                           OR (scope = 'engine' AND value = $3)) AS "closed!",
                   EXISTS (SELECT 1 FROM queue_limits WHERE queue_limits.queue = $2) AS "limited!",
                   (SELECT tenant FROM last) AS tenant,
-                  EXISTS (SELECT 1 FROM jobs, last WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready'
-                          AND jobs.tenant < last.tenant) AS "others!",
+                  EXISTS (SELECT 1 FROM jobs WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready'
+                          AND jobs.tenant < (SELECT tenant FROM last)) AS "others!",
                   ARRAY(SELECT value FROM control WHERE scope = 'tenant') AS "held_tenants!",
                   ARRAY(SELECT value::uuid FROM control WHERE scope = 'workspace') AS "held_workspaces!""#,
         queue,
