@@ -287,12 +287,24 @@ impl QueueReader {
         let claimant = Claimant::new(self.identity.name());
         let mut again = false;
         loop {
-            let progress = &mut self.progress;
-            match admit_to(&self.pool, &self.queue, &claimant, most, again, progress).await {
-                Ok(Tried::Taken(taken)) => return Some(taken),
+            // How far a pass came that failed says nothing.
+            let mut progress = std::mem::take(&mut self.progress);
+            match admit_to(
+                &self.pool,
+                &self.queue,
+                &claimant,
+                most,
+                again,
+                &mut progress,
+            )
+            .await
+            {
+                Ok(Tried::Taken(taken)) => {
+                    self.progress = progress;
+                    return Some(taken);
+                }
                 Ok(Tried::Unanswered(error)) => {
                     again = true;
-                    self.progress = Progress::default();
                     tracing::warn!(
                         queue = self.queue,
                         error = &error as &dyn std::error::Error,
@@ -300,7 +312,6 @@ impl QueueReader {
                     );
                 }
                 Err(error) => {
-                    self.progress = Progress::default();
                     tracing::warn!(
                         queue = self.queue,
                         error = &error as &dyn std::error::Error,

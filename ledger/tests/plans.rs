@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[expect(dead_code, reason = "all but its jobs is for the other tests")]
+mod rig;
+
 use std::time::{Duration, Instant};
 
 use longshore_base::pools::{DatabaseConfig, Pools};
@@ -10,15 +13,15 @@ use longshore_base::testing::TestDatabase;
 use longshore_base::{Secret, schema};
 use longshore_ledger::testing::Steps;
 use longshore_ledger::{
-    Backoff, ClaimedJob, Jitter, KindSpec, Kinds, NewJob, Policy, Verdict, enqueue_many,
+    Backoff, ClaimedJob, Jitter, KindSpec, Kinds, Policy, Verdict, enqueue_many,
 };
+use rig::{DEADLINE, NewJobExt as _, new_job};
 
 const QUEUE: &str = "test";
 const WORKER: &str = "w";
 /// Jobs waiting, and how many of them one step takes.
 const BACKLOG: usize = 2000;
 const STEP: usize = 10;
-const DEADLINE: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn no_step_reads_the_backlog_though_planned_on_tables_just_vacuumed_empty() {
@@ -36,7 +39,6 @@ async fn no_step_reads_the_backlog_though_planned_on_tables_just_vacuumed_empty(
     steps.register(WORKER, &[QUEUE], [0, STEP]).await.unwrap();
     // Plans are made now, and kept.
     step_through(&database, &steps, "first", 2).await;
-
     step_through(&database, &steps, "then", BACKLOG).await;
     pools.control.close().await;
     let read = entries_read(&database, 4 + 2 * STEP as i64).await;
@@ -72,21 +74,7 @@ async fn end(steps: &Steps, jobs: Vec<ClaimedJob>) {
 
 async fn enqueue_for(database: &TestDatabase, prefix: &str, tenant: &str, jobs: usize) {
     let keys: Vec<String> = (0..jobs).map(|nth| format!("{prefix}-{nth}")).collect();
-    let template = NewJob {
-        kind: QUEUE,
-        queue: QUEUE.into(),
-        tenant: tenant.into(),
-        workspace_id: None,
-        keys: Vec::new(),
-        dedupe_key: None,
-        args: serde_json::json!({}),
-        args_version: 1,
-        priority: 0,
-        delay: Duration::ZERO,
-        deadline: Duration::from_secs(24 * 3600),
-        max_attempts: 3,
-        created_by: "test".into(),
-    };
+    let template = new_job("unused").of_tenant(tenant);
     let mut tx = database.pool().begin().await.unwrap();
     enqueue_many(&mut tx, &template, &keys).await.unwrap();
     tx.commit().await.unwrap();
