@@ -14,8 +14,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admitter;
 use crate::admission::fairness::forget_idle;
-use crate::admission::{Admitter, Progress};
 use crate::beat::{
     Registration, beat, cancels, leave, newest_control, register, say_seen, stop_taking,
 };
@@ -25,8 +25,9 @@ use crate::hints::Hints;
 use crate::maintenance::{end_overdue, summarise_deadlines, wake_forgotten};
 use crate::reader::{QueueReader, many};
 use crate::reaper::Reaper;
-use crate::run::{Claimed, Claims, Runner, Stopped};
+use crate::run::{Claimed, Claims, HandOver, Runner, Stopped};
 use crate::slots::Slots;
+use crate::taker::Taker;
 use crate::{Executor, Kinds, LedgerError, ensure_partitions};
 
 /// The ticks of each second: admission, limits.
@@ -339,6 +340,7 @@ impl Engine {
                 );
                 continue;
             };
+            let hand_over = HandOver::new(queue.clone(), self.claimed.clone());
             let reader = QueueReader {
                 hints: self.hints.reader(&queue, &self.shared.identity.name()),
                 queue: queue.clone(),
@@ -347,13 +349,19 @@ impl Engine {
                 permits,
                 many: many(self.shared.slots.allowed(kind)),
                 publisher: self.hints.clone(),
-                claimed: self.claimed.clone(),
+                taker: Taker::new(
+                    self.shared.pools.control.clone(),
+                    self.shared.identity.clone(),
+                    self.shared.claims.clone(),
+                    hand_over.clone(),
+                    self.stop_reading.clone(),
+                ),
+                hand_over,
                 claims: self.shared.claims.clone(),
                 admitter: self.shared.admitter.clone(),
                 unhinted_after: self.shared.config.unhinted_after,
                 looked: Instant::now(),
                 stop: self.stop_reading.clone(),
-                progress: Progress::default(),
             };
             self.readers
                 .lock()

@@ -17,7 +17,7 @@ use crate::policy::MAX_CRASHES;
 use crate::{ClaimedJob, Kinds, LedgerError, Outcome, TerminalJob, Verdict};
 
 /// Jobs finished by one statement.
-const BATCH: usize = 500;
+const BATCH: usize = 1000;
 /// Where so many runs end at once, more do in a moment; fewer are written without waiting.
 const MANY: usize = 32;
 /// That moment. A larger batch costs Postgres less a job.

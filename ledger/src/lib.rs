@@ -43,6 +43,7 @@ mod reaper;
 mod revive;
 mod run;
 mod slots;
+mod taker;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod trace;

@@ -12,28 +12,28 @@ use std::time::{Duration, Instant};
 
 use longshore_base::{failpoint, random};
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::Admitter;
-use crate::admission::direct::{Taken, Tried, admit_to};
-use crate::admission::{Aside, Progress};
+use crate::admission::Aside;
 use crate::claim::{Claimant, claim, queued};
 use crate::engine::Identity;
 use crate::hints::{Delivered, Hint, HintReader, Hints};
-use crate::run::{Claimed, Claims, InClaim};
+use crate::run::{Claims, HandOver};
+use crate::taker::Taker;
 use crate::{ClaimedJob, LedgerError};
 
 /// Hints claimed by one statement.
-const BATCH: usize = 500;
+const BATCH: usize = 1000;
 /// A worker takes what is ready by itself, as long as there is a backlog, with so many slots free: half of them, but
 /// within this range. With fewer, what one pass takes would go before a newcomer that should be among the next starts.
 const MANY: RangeInclusive<usize> = 16..=64;
 /// How long it waits for so many.
 const GATHER: Duration = Duration::from_millis(5);
 /// Pause before a claim that was not answered is repeated.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How often the ledger is read while Redis is away.
 const FALLBACK: Duration = Duration::from_millis(500);
 /// How long only the ledger is read after Redis did not answer.
@@ -49,7 +49,7 @@ pub(crate) struct QueueReader {
     pub(crate) permits: Arc<Semaphore>,
     /// Free permits, or jobs found at once, that are many: see [`many`].
     pub(crate) many: usize,
-    pub(crate) claimed: mpsc::Sender<Claimed>,
+    pub(crate) hand_over: HandOver,
     pub(crate) claims: Claims,
     pub(crate) admitter: Admitter,
     /// What was admitted so long ago is claimed without a hint.
@@ -57,8 +57,7 @@ pub(crate) struct QueueReader {
     /// When the ledger was last read for that.
     pub(crate) looked: Instant,
     pub(crate) stop: CancellationToken,
-    /// Of its own passes of admission.
-    pub(crate) progress: Progress,
+    pub(crate) taker: Taker,
 }
 
 /// How many are many to a worker with these slots.
@@ -81,7 +80,11 @@ impl QueueReader {
                 }
                 if permits.num_permits() >= self.many {
                     aside.get_or_insert_with(|| self.admitter.step_aside(&self.queue));
-                    backlog = self.take_ready(permits).await;
+                    backlog = self.taker.take(permits).await;
+                    if self.permits.available_permits() < self.many {
+                        // Its runs are what frees them.
+                        backlog &= self.taker.until_given().await;
+                    }
                     if !backlog {
                         aside = None;
                     }
@@ -127,6 +130,7 @@ impl QueueReader {
                 backlog = self.take(delivered, permits).await >= self.many;
             }
         }
+        self.taker.until_given().await;
         if let Err(error) = self.hints.leave().await {
             tracing::debug!(queue = self.queue, %error, "the consumer stays in its group until the next start");
         }
@@ -268,93 +272,6 @@ impl QueueReader {
         jobs
     }
 
-    /// Takes what is ready, for as many permits as there are; `false` when there is nothing more to be had this way.
-    async fn take_ready(&mut self, permits: OwnedSemaphorePermit) -> bool {
-        let in_claim = self.claims.begin().await;
-        let Some(taken) = self.admit_to_self(permits.num_permits()).await else {
-            return false;
-        };
-        failpoint::hit("claim.committed").await;
-        metrics::counter!("longshore_jobs_admitted_total", "queue" => self.queue.clone())
-            .increment(taken.admitted as u64);
-        self.hand_on(taken.jobs, permits, &in_claim).await;
-        taken.more
-    }
-
-    /// A pass of admission for this worker. One that fails took nothing, and others go on with hints; one whose commit was
-    /// not answered is repeated until it is, or this worker leaves.
-    async fn admit_to_self(&mut self, most: usize) -> Option<Taken> {
-        let claimant = Claimant::new(self.identity.name());
-        let mut again = false;
-        loop {
-            // How far a pass came that failed says nothing.
-            let mut progress = std::mem::take(&mut self.progress);
-            match admit_to(
-                &self.pool,
-                &self.queue,
-                &claimant,
-                most,
-                again,
-                &mut progress,
-            )
-            .await
-            {
-                Ok(Tried::Taken(taken)) => {
-                    self.progress = progress;
-                    return Some(taken);
-                }
-                Ok(Tried::Unanswered(error)) => {
-                    again = true;
-                    tracing::warn!(
-                        queue = self.queue,
-                        error = &error as &dyn std::error::Error,
-                        "no answer to an admission; asking again"
-                    );
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        queue = self.queue,
-                        error = &error as &dyn std::error::Error,
-                        "an admission for this worker failed"
-                    );
-                    if !again {
-                        self.admitter.poke(&self.queue);
-                        return None;
-                    }
-                }
-            }
-            if self.stop.is_cancelled() {
-                return None;
-            }
-            tokio::time::sleep(random::jittered(ASK_AGAIN)).await;
-        }
-    }
-
-    /// Hands claimed jobs on to be run.
-    async fn hand_on(
-        &self,
-        jobs: Vec<ClaimedJob>,
-        mut permits: OwnedSemaphorePermit,
-        in_claim: &InClaim,
-    ) {
-        metrics::counter!("longshore_jobs_claimed_total", "queue" => self.queue.clone())
-            .increment(jobs.len() as u64);
-        for job in jobs {
-            let Some(permit) = permits.split(1) else {
-                return;
-            };
-            let claimed = Claimed {
-                job,
-                permit,
-                claim: in_claim.clone(),
-            };
-            // Nobody dispatches any more: this process ends, and the reaper finds the jobs.
-            if self.claimed.send(claimed).await.is_err() {
-                return;
-            }
-        }
-    }
-
     /// Claims what was hinted at; answers how many jobs that were.
     async fn take(&mut self, delivered: Vec<Delivered>, permits: OwnedSemaphorePermit) -> usize {
         let hints: Vec<Hint> = delivered
@@ -380,7 +297,7 @@ impl QueueReader {
             metrics::counter!("longshore_hints_stale_total").increment(stale as u64);
         }
         let claimed = jobs.len();
-        self.hand_on(jobs, permits, &in_claim).await;
+        self.hand_over.hand_on(jobs, permits, &in_claim).await;
         if claimed < self.many {
             // Else this worker looks for more itself.
             self.admitter.poke(&self.queue);

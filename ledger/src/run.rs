@@ -126,6 +126,48 @@ pub(crate) struct Claimed {
     pub(crate) claim: InClaim,
 }
 
+/// The way of a queue's claimed jobs to their runs.
+#[derive(Clone)]
+pub(crate) struct HandOver {
+    queue: String,
+    claimed: mpsc::Sender<Claimed>,
+}
+
+impl HandOver {
+    pub(crate) fn new(queue: String, claimed: mpsc::Sender<Claimed>) -> Self {
+        Self { queue, claimed }
+    }
+
+    pub(crate) fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// Hands claimed jobs on to be run, with a permit each.
+    pub(crate) async fn hand_on(
+        &self,
+        jobs: Vec<ClaimedJob>,
+        mut permits: OwnedSemaphorePermit,
+        in_claim: &InClaim,
+    ) {
+        metrics::counter!("longshore_jobs_claimed_total", "queue" => self.queue.clone())
+            .increment(jobs.len() as u64);
+        for job in jobs {
+            let Some(permit) = permits.split(1) else {
+                return;
+            };
+            let claimed = Claimed {
+                job,
+                permit,
+                claim: in_claim.clone(),
+            };
+            // Nobody dispatches any more: this process ends, and the reaper finds the jobs.
+            if self.claimed.send(claimed).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// Claims of this worker whose runs have not begun.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims(Arc<RwLock<()>>);

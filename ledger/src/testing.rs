@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::direct::{Tried, admit_to};
+use crate::admission::direct::{Gave, Offer, given_before, pick_for};
 use crate::admission::{Admitter, Progress, admit};
 use crate::beat::{Registration, register};
 use crate::claim::{Claimant, claim, claim_again, record_waiting};
@@ -21,6 +21,33 @@ use crate::hints::{Hint, HintConfig, Hints};
 use crate::maintenance::wake_forgotten;
 use crate::reaper::Reaper;
 use crate::{ClaimedJob, Fenced, FencedTx, Kinds, LedgerError, Verdict};
+
+/// Jobs that a worker is about to get.
+pub struct Offered(Offer);
+
+impl std::fmt::Debug for Offered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Offered")
+    }
+}
+
+impl Offered {
+    /// The worker gets them.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn give(self, worker: &str) -> Result<Vec<ClaimedJob>, LedgerError> {
+        jobs_of(self.0.give(&Claimant::new(worker.to_owned())).await?)
+    }
+}
+
+fn jobs_of(given: Gave) -> Result<Vec<ClaimedJob>, LedgerError> {
+    match given {
+        Gave::Jobs(given) => Ok(given.jobs),
+        Gave::Refused => Ok(Vec::new()),
+        Gave::Unanswered(error) => Err(error),
+    }
+}
 
 /// What a worker process and its neighbours do to the ledger, step by step.
 #[derive(Debug)]
@@ -125,15 +152,26 @@ impl Steps {
         lost_answer: bool,
     ) -> Result<Vec<ClaimedJob>, LedgerError> {
         let claimant = Claimant::new(worker.to_owned());
-        let progress = &mut Progress::default();
-        let mut tried = admit_to(&self.pool, queue, &claimant, most, false, progress).await?;
+        let given = self.pick(queue, most).await?.give(&claimant).await?;
         if lost_answer {
-            tried = admit_to(&self.pool, queue, &claimant, most, true, progress).await?;
+            return Ok(given_before(&self.pool, queue, &claimant).await?.jobs);
         }
-        match tried {
-            Tried::Taken(taken) => Ok(taken.jobs),
-            Tried::Unanswered(error) => Err(error),
-        }
+        jobs_of(given)
+    }
+
+    /// Picks at most `most` jobs for a worker, in a transaction that stays open; beside others if it may.
+    ///
+    /// # Errors
+    /// [`LedgerError::Database`].
+    pub async fn offer(&self, queue: &str, most: usize) -> Result<Offered, LedgerError> {
+        self.pick(queue, most).await.map(Offered)
+    }
+
+    async fn pick(&self, queue: &str, most: usize) -> Result<Offer, LedgerError> {
+        let mut progress = Progress::default();
+        // As after a pass that found nothing to count.
+        progress.note_room(true);
+        pick_for(&self.pool, queue, most, &mut progress).await
     }
 
     /// A claimed job has to wait for one in quarantine.

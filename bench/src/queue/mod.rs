@@ -48,7 +48,10 @@ pub(crate) struct QueueArguments {
     /// Samples of the idle pick-up; none with 0.
     #[arg(long, default_value_t = 200)]
     idle_samples: usize,
-    /// Jobs at the same time, over all processes of a system, where its documentation names no number of its own.
+    /// Jobs of ours at the same time.
+    #[arg(long, default_value_t = 2048)]
+    slots: usize,
+    /// Jobs of a peer at the same time, over all its processes, where its documentation names no number of its own.
     #[arg(long, default_value_t = 512)]
     concurrency: usize,
     /// Worker processes of each peer; by default one or two, whichever is faster in a trial.
@@ -72,8 +75,8 @@ pub(crate) async fn run(arguments: QueueArguments) -> anyhow::Result<()> {
         "jobs: no-op, {PAYLOAD} bytes of payload; those of ours (exclusive) have a key each, as all our kinds do; no peer's have"
     );
     println!(
-        "jobs at the same time: {}, unless a peer's documentation names its own number",
-        arguments.concurrency
+        "jobs at the same time: {} of ours, {} of a peer whose documentation names no number",
+        arguments.slots, arguments.concurrency
     );
     if arguments.hold_transaction {
         println!("a transaction is held open in the database while it is measured");
@@ -180,6 +183,7 @@ impl QueueArguments {
     fn load(&self, backlog: usize) -> Load {
         Load {
             backlog,
+            slots: self.slots,
             concurrency: self.concurrency,
             idle_samples: self.idle_samples,
             hold_transaction: self.hold_transaction,

@@ -26,6 +26,7 @@ const WARM_UP_IDLE: usize = 20;
 #[derive(Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) backlog: usize,
+    pub(crate) slots: usize,
     pub(crate) concurrency: usize,
     pub(crate) idle_samples: usize,
     pub(crate) hold_transaction: bool,
@@ -94,7 +95,12 @@ impl<'a> Stage<'a> {
         load: Load,
     ) -> anyhow::Result<Self> {
         let database = servers.create_database(DATABASE).await?;
-        let share = load.concurrency.div_ceil(system.processes);
+        let jobs = if system.is_ours() {
+            load.slots
+        } else {
+            load.concurrency
+        };
+        let share = jobs.div_ceil(system.processes);
         let spawn = || -> anyhow::Result<Process> {
             let mut command = system.command(programs)?;
             command

@@ -3,7 +3,7 @@
 //! It is the same pass, with the same lock, controls, limits, turns and slots, but what it picks starts at once. Only
 //! worth the queue's lock for many jobs: a worker whose slots come free one by one waits for hints.
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::pick::{Progress, pick};
@@ -11,46 +11,54 @@ use super::{BATCH, For, open};
 use crate::claim::{Claimant, give, given};
 use crate::{ClaimedJob, LedgerError};
 
-/// What a worker took.
-#[derive(Default)]
-pub(crate) struct Taken {
+/// Jobs picked for a worker, in a transaction that has their rows and slots.
+pub(crate) struct Offer {
+    tx: Transaction<'static, Postgres>,
+    ids: Vec<Uuid>,
+    /// How many of them nobody had admitted before.
+    admitted: usize,
+    /// Whether there may be more to take at once.
+    pub(crate) more: bool,
+    /// Whether another pass may begin before this one has ended.
+    pub(crate) shared: bool,
+}
+
+/// Jobs that a worker has now.
+pub(crate) struct Given {
     pub(crate) jobs: Vec<ClaimedJob>,
     /// How many of them nobody had admitted before.
     pub(crate) admitted: usize,
-    /// Whether there may be more to take at once.
-    pub(crate) more: bool,
 }
 
-/// How a try ended that came to its commit.
-pub(crate) enum Tried {
-    Taken(Taken),
-    /// No answer to the commit: it may have taken jobs. To be repeated with the same claimant, until it is answered.
+/// How giving ended.
+pub(crate) enum Gave {
+    Jobs(Given),
+    /// The claimant takes no more, or was declared dead.
+    Refused,
+    /// No answer to the commit: it may have given them. To be asked for with [`given_before`].
     Unanswered(LedgerError),
 }
 
-/// Takes at most `most` jobs, and at most what one pass admits. Of an earlier try whose commit was not answered, it first
-/// looks for what that took, and that is the answer if there is any: it has ended, since this one has the queue's lock.
+/// Picks at most `most` jobs, and at most what one pass admits.
+///
+/// Where no limits are to be kept and only one tenant has jobs, passes do not need the queue's lock for themselves: each
+/// row goes to one of them, each slot too. Then they share it, and one picks while another's jobs are being given.
 ///
 /// # Errors
-/// This try has taken nothing.
-pub(crate) async fn admit_to(
+/// Nothing was taken.
+pub(crate) async fn pick_for(
     pool: &PgPool,
     queue: &str,
-    claimant: &Claimant,
     most: usize,
-    again: bool,
     progress: &mut Progress,
-) -> Result<Tried, LedgerError> {
-    let (mut tx, room) = open(pool, queue, For::Itself).await?;
-    if again {
-        let jobs = given(&mut tx, claimant).await?;
-        if !jobs.is_empty() {
-            return Ok(Tried::Taken(Taken {
-                admitted: jobs.len(),
-                jobs,
-                more: true,
-            }));
-        }
+) -> Result<Offer, LedgerError> {
+    let mut shared = progress.is_alone();
+    let (mut tx, mut room) = open(pool, queue, For::Itself { shared }).await?;
+    progress.note_room(room.is_plain());
+    if shared && !room.is_plain() {
+        shared = false;
+        drop(tx);
+        (tx, room) = open(pool, queue, For::Itself { shared }).await?;
     }
     let size = i64::try_from(most).unwrap_or(BATCH).min(BATCH);
     let mut ids = Vec::new();
@@ -65,16 +73,43 @@ pub(crate) async fn admit_to(
         ids.extend(picked.ids);
         more = picked.more || ids.len() as i64 == size;
     }
-    let Some(jobs) = give(&mut tx, claimant, &ids).await? else {
-        return Ok(Tried::Taken(Taken::default()));
-    };
-    Ok(match tx.commit().await {
-        Ok(()) => Tried::Taken(Taken {
-            jobs,
-            admitted,
-            more,
-        }),
-        Err(error) => Tried::Unanswered(LedgerError::database("committing an admission")(error)),
+    Ok(Offer {
+        tx,
+        ids,
+        admitted,
+        more,
+        shared,
+    })
+}
+
+impl Offer {
+    /// Gives them to the claimant.
+    ///
+    /// # Errors
+    /// Nothing was taken.
+    pub(crate) async fn give(mut self, claimant: &Claimant) -> Result<Gave, LedgerError> {
+        let Some(jobs) = give(&mut self.tx, claimant, &self.ids).await? else {
+            return Ok(Gave::Refused);
+        };
+        let admitted = self.admitted;
+        Ok(match self.tx.commit().await {
+            Ok(()) => Gave::Jobs(Given { jobs, admitted }),
+            Err(error) => Gave::Unanswered(LedgerError::database("committing an admission")(error)),
+        })
+    }
+}
+
+/// What a commit gave that was not answered. It has ended, since this has the queue's lock for itself.
+pub(crate) async fn given_before(
+    pool: &PgPool,
+    queue: &str,
+    claimant: &Claimant,
+) -> Result<Given, LedgerError> {
+    let (mut tx, _) = open(pool, queue, For::Itself { shared: false }).await?;
+    let jobs = given(&mut tx, claimant).await?;
+    Ok(Given {
+        admitted: jobs.len(),
+        jobs,
     })
 }
 

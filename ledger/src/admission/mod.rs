@@ -29,7 +29,7 @@ use pick::pick;
 /// Jobs that come due in one pass.
 const DUE_BATCH: i64 = 1000;
 /// Most jobs one transaction admits.
-const BATCH: i64 = 500;
+const BATCH: i64 = 1000;
 /// A failed pass is tried again after this.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -207,8 +207,8 @@ pub(crate) struct Pass {
 enum For {
     /// Whoever claims: no more than a window of jobs waits for them.
     All,
-    /// A worker that knows how many it takes.
-    Itself,
+    /// A worker that knows how many it takes; beside other passes of that sort if it shares the lock.
+    Itself { shared: bool },
 }
 
 /// What a pass finds before it chooses.
@@ -228,6 +228,11 @@ struct Room {
 }
 
 impl Room {
+    /// Whether a pass has nothing to count and nobody's turn to keep, for which it needs the queue's lock for itself.
+    fn is_plain(&self) -> bool {
+        !(self.limited || self.others || self.due || self.queued > 0)
+    }
+
     /// Jobs to admit now. Small top-ups cost as much as large ones: while three quarters still wait for a reader, a
     /// later claim pokes again.
     fn size(&self) -> i64 {
@@ -268,8 +273,10 @@ async fn open(
     // Changes of controls take the first one alone; passes over other queues share it.
     sqlx::query!(
         "SELECT pg_advisory_xact_lock_shared(hashtextextended('longshore.control', 0)),
-                pg_advisory_xact_lock(hashtextextended('longshore.admit:' || $1, 0))",
-        queue
+                CASE WHEN $2 THEN pg_advisory_xact_lock_shared(hashtextextended('longshore.admit:' || $1, 0))
+                     ELSE pg_advisory_xact_lock(hashtextextended('longshore.admit:' || $1, 0)) END",
+        queue,
+        whom == For::Itself { shared: true },
     )
     .execute(&mut *tx)
     .await
@@ -303,7 +310,7 @@ async fn open(
         queue,
         kind,
         place,
-        (whom == For::Itself).then_some(1),
+        (whom != For::All).then_some(1),
     )
     .fetch_one(&mut *tx)
     .await

@@ -1,5 +1,6 @@
 //! Which jobs a pass takes: as many as there is room and limits allow, fairly chosen, with all their slots.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -36,6 +37,8 @@ pub(crate) struct Progress {
     last: Option<(i16, i64)>,
     /// When a pass looked from the first job on, and how long that took.
     from_first: Option<(Instant, Duration)>,
+    /// Whether the last pass found one tenant and no limits.
+    alone: bool,
 }
 
 impl Progress {
@@ -44,6 +47,16 @@ impl Progress {
         let (at, took) = self.from_first?;
         let is_due = at.elapsed() >= FIRST_PERIOD.max(took.saturating_mul(FIRST_SHARE));
         self.last.filter(|_| self.tenant == tenant && !is_due)
+    }
+
+    /// Whether the next pass may try to share the queue's lock.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Notes whether a pass had nothing to count and nobody's turn to keep.
+    pub(crate) fn note_room(&mut self, is_plain: bool) {
+        self.alone = is_plain;
     }
 
     /// Notes how far a pass came that looked from there on; `last` if there may be more behind it.
@@ -105,7 +118,8 @@ async fn fill(
                 room.held_workspaces.as_slice(),
             );
             let chosen = fairness::choose(tx, queue, size, held).await?;
-            let (mut picked, _) = take(tx, Take::These(&chosen.ids())).await?;
+            let locked = lock_these(tx, &chosen.ids()).await?;
+            let mut picked = take_slots(tx, locked).await?;
             chosen.count(tx, queue, &picked.ids).await?;
             // Where others have locked all of them, a pass at once would find the same.
             picked.more = picked.ids.len() + picked.blocked.len() > 0;
@@ -115,108 +129,112 @@ async fn fill(
         Some(only) if room.held_tenants.contains(only) => Ok(Picked::default()),
         Some(only) => {
             let from = progress.begin(only);
-            let next = Take::Next {
-                queue,
-                tenant: only,
-                from,
-                size,
-                held_workspaces: &room.held_workspaces,
-            };
             let began = Instant::now();
-            let (mut picked, last) = take(tx, next).await?;
-            let found_all = (picked.ids.len() + picked.blocked.len()) as i64 == size;
+            let after = from.unwrap_or((i16::MIN, i64::MIN));
+            let held = &room.held_workspaces;
+            let locked = lock_next(tx, queue, only, after, size, held).await?;
+            let found_all = locked.len() as i64 == size;
+            let last = locked.last().map(|job| (job.priority, job.seq));
             progress.note(only, from, began.elapsed(), last.filter(|_| found_all));
+            let mut picked = take_slots(tx, locked).await?;
             picked.more = found_all || from.is_some();
             Ok(picked)
         }
     }
 }
 
-/// Which jobs to take.
-#[derive(Clone, Copy)]
-enum Take<'a> {
-    /// Chosen ones, in this order.
-    These(&'a [Uuid]),
-    /// The next ones of the only tenant there is.
-    Next {
-        queue: &'a str,
-        tenant: &'a str,
-        /// After which one, by priority and number.
-        from: Option<(i16, i64)>,
-        size: i64,
-        held_workspaces: &'a [Uuid],
-    },
+/// A ready job whose row this transaction has locked.
+struct Locked {
+    id: Uuid,
+    keys: Vec<String>,
+    priority: i16,
+    seq: i64,
 }
 
-/// Locks jobs and gives them their slots; answers the priority and number of the last one too.
-///
-/// Of several that want the same key only the first one reaches for any of its keys. Did each take what it gets, two with
-/// the same two keys could end with one each, and would again in every later pass. `NOT IN` says *scheduled* and *ready*
-/// in a way that keeps the planner on the primary key: the partial index of ready jobs it would read as a whole.
-async fn take(
-    tx: &mut PgConnection,
-    which: Take<'_>,
-) -> Result<(Picked, Option<(i16, i64)>), LedgerError> {
-    const FIRST: (i16, i64) = (i16::MIN, i64::MIN);
-    let (ids, queue, tenant, from, size, held) = match which {
-        Take::These(ids) => (Some(ids), "", "", FIRST, 0, &[][..]),
-        Take::Next {
-            queue,
-            tenant,
-            from,
-            size,
-            held_workspaces,
-        } => (
-            None,
-            queue,
-            tenant,
-            from.unwrap_or(FIRST),
-            size,
-            held_workspaces,
-        ),
-    };
-    let rows = sqlx::query!(
-        r#"WITH picked AS (
-               SELECT id, keys, priority, seq FROM jobs
-               WHERE id = ANY (coalesce($1, ARRAY(
-                   SELECT id FROM jobs WHERE queue = $2 AND state = 'scheduled' AND wait = 'ready' AND tenant = $3
-                     AND (priority, seq) > ($6, $7) AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
-                   ORDER BY priority, seq LIMIT $4
-               ))) AND state NOT IN ('queued', 'running') AND wait NOT IN ('key', 'time')
-               ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-           ), wanted AS (
-               SELECT id, key, row_number() OVER (PARTITION BY key ORDER BY array_position($1, id), priority, seq) AS place
-               FROM picked, unnest(keys) AS key
-           ), taken AS (
-               INSERT INTO job_slots (key, job_id)
-               SELECT key, id FROM wanted WHERE id NOT IN (SELECT id FROM wanted WHERE place > 1) ORDER BY key
-               ON CONFLICT DO NOTHING RETURNING job_id
-           ), slots AS (
-               SELECT job_id, count(*) AS held FROM taken GROUP BY job_id
-           )
-           SELECT picked.id AS "id!", picked.priority AS "priority!", picked.seq AS "seq!",
-               coalesce(slots.held, 0) = cardinality(picked.keys) AS "whole!"
-           FROM picked LEFT JOIN slots ON slots.job_id = picked.id
-           ORDER BY array_position($1, picked.id), picked.priority, picked.seq"#,
+/// Locks chosen jobs, except those that others have locked; in the order they were chosen. `NOT IN` says *scheduled* and
+/// *ready* in a way that keeps the planner on the primary key: the partial index of ready jobs it would read as a whole.
+async fn lock_these(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Locked>, LedgerError> {
+    let mut locked = sqlx::query_as!(
+        Locked,
+        "SELECT id, keys, priority, seq FROM jobs
+         WHERE id = ANY ($1) AND state NOT IN ('queued', 'running') AND wait NOT IN ('key', 'time')
+         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
         ids,
+    )
+    .fetch_all(tx)
+    .await
+    .map_err(LedgerError::database("locking chosen jobs"))?;
+    let places: HashMap<&Uuid, usize> = ids.iter().zip(0..).collect();
+    locked.sort_unstable_by_key(|job| places.get(&job.id).copied());
+    Ok(locked)
+}
+
+/// Locks the next jobs of the only tenant there is, after that priority and number, except those that others have locked.
+/// As it waits for none of them, the order in which it locks them is that in which they should run.
+async fn lock_next(
+    tx: &mut PgConnection,
+    queue: &str,
+    tenant: &str,
+    after: (i16, i64),
+    size: i64,
+    held_workspaces: &[Uuid],
+) -> Result<Vec<Locked>, LedgerError> {
+    sqlx::query_as!(
+        Locked,
+        "SELECT id, keys, priority, seq FROM jobs
+         WHERE queue = $1 AND state = 'scheduled' AND wait = 'ready' AND tenant = $2 AND (priority, seq) > ($3, $4)
+           AND (workspace_id IS NULL OR workspace_id <> ALL ($5))
+         ORDER BY priority, seq LIMIT $6 FOR NO KEY UPDATE SKIP LOCKED",
         queue,
         tenant,
+        after.0,
+        after.1,
+        held_workspaces,
         size,
-        held,
-        from.0,
-        from.1,
     )
-    .fetch_all(&mut *tx)
+    .fetch_all(tx)
     .await
-    .map_err(LedgerError::database("taking slots for jobs"))?;
-    let last = rows.last().map(|row| (row.priority, row.seq));
-    let (whole, blocked): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.whole);
-    let picked = Picked {
-        ids: whole.into_iter().map(|row| row.id).collect(),
-        blocked: blocked.into_iter().map(|row| row.id).collect(),
+    .map_err(LedgerError::database("locking the next jobs of a queue"))
+}
+
+/// Gives locked jobs their slots.
+///
+/// Of several that want the same key only the first one reaches for any of its keys. Did each take what it gets, two with
+/// the same two keys could end with one each, and would again in every later pass.
+async fn take_slots(tx: &mut PgConnection, jobs: Vec<Locked>) -> Result<Picked, LedgerError> {
+    let mut seen = HashSet::new();
+    let (mut keys, mut owners) = (Vec::new(), Vec::new());
+    for job in &jobs {
+        if !job.keys.iter().any(|key| seen.contains(key)) {
+            keys.extend(job.keys.iter().cloned());
+            owners.extend(job.keys.iter().map(|_| job.id));
+        }
+        seen.extend(&job.keys);
+    }
+    let mut held: HashMap<Uuid, usize> = HashMap::new();
+    if !keys.is_empty() {
+        let taken = sqlx::query_scalar!(
+            "INSERT INTO job_slots (key, job_id)
+             SELECT key, job_id FROM unnest($1::text[], $2::uuid[]) AS wanted(key, job_id) ORDER BY key
+             ON CONFLICT DO NOTHING RETURNING job_id",
+            &keys,
+            &owners,
+        )
+        .fetch_all(tx)
+        .await
+        .map_err(LedgerError::database("taking slots for jobs"))?;
+        for id in taken {
+            *held.entry(id).or_default() += 1;
+        }
+    }
+    let (whole, blocked): (Vec<_>, Vec<_>) = jobs
+        .into_iter()
+        .partition(|job| held.get(&job.id).copied().unwrap_or_default() == job.keys.len());
+    Ok(Picked {
+        ids: whole.into_iter().map(|job| job.id).collect(),
+        blocked: blocked.into_iter().map(|job| job.id).collect(),
         more: false,
-    };
-    Ok((picked, last))
+    })
 }
 
 /// Takes back the slots of jobs that did not get all of theirs, and lets those wait for their keys whose holder is still
