@@ -121,7 +121,8 @@ impl Taker {
 }
 
 impl Giver {
-    /// Gives what was picked. A commit that was not answered is asked for until there is an answer, or this worker leaves.
+    /// Gives what was picked; `None` when it was not given. A commit that was not answered is asked for until there is an
+    /// answer, or this worker leaves.
     async fn give(&self, offer: Offer) -> Option<Given> {
         let claimant = Claimant::new(self.identity.name());
         match offer.give(&claimant).await {
@@ -138,7 +139,8 @@ impl Giver {
         while !self.stop.is_cancelled() {
             tokio::time::sleep(random::jittered(ASK_AGAIN)).await;
             match given_before(&self.pool, self.hand_over.queue(), &claimant).await {
-                Ok(given) => return Some(given),
+                // Nothing, where it was not committed.
+                Ok(given) => return Some(given).filter(|given| !given.jobs.is_empty()),
                 Err(error) => self.warn(
                     &error,
                     "no answer either; asking again what an admission gave",

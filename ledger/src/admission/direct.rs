@@ -1,6 +1,6 @@
 //! Admission for a worker that has room for many at once: from scheduled to running in one step, without hint and claim.
 //!
-//! It is the same pass, with the same lock, controls, limits, turns and slots, but what it picks starts at once. Only
+//! It is the same pass, with the same controls, limits, turns and slots, but what it picks starts at once. Only
 //! worth the queue's lock for many jobs: a worker whose slots come free one by one waits for hints.
 
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
