@@ -513,6 +513,36 @@ async fn stopping_gives_running_jobs_back_without_using_an_attempt() {
 }
 
 #[tokio::test]
+async fn runs_end_while_passes_wait_for_a_change_of_controls_that_stands_still() {
+    let rig = Rig::start(Behaviour::Gate).await;
+    let id = rig.enqueue(new_job("a")).await;
+    until("the job to run", || async {
+        state_of(&rig, id).await == "running"
+    })
+    .await;
+    let mut change = rig.pool().begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('longshore.control', 0))")
+        .execute(&mut *change)
+        .await
+        .unwrap();
+    for number in 0..50 {
+        rig.poke(&format!("queue-{number}"));
+    }
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    until("passes to wait for it", || async {
+        rig.count(waiting).await > 1
+    })
+    .await;
+    rig.open_gate();
+    until("the job to succeed", || async {
+        state_of(&rig, id).await == "succeeded"
+    })
+    .await;
+    change.rollback().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_urgent_job_goes_before_the_rest_of_a_backlog_that_a_worker_takes_by_itself() {
     const BACKLOG: usize = 3000;
     let rig = Rig::with_slots(Behaviour::Record(Duration::from_millis(20)), 64).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use longshore_base::{JobId, failpoint};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -47,15 +47,21 @@ struct Inner {
     direct: Mutex<HashSet<String>>,
     /// Queues whose last pass found limits: there the end of a run makes room.
     limited: Mutex<HashSet<String>>,
+    /// Passes at the same time: see [`Admitter::new`].
+    passes: Semaphore,
     stop: CancellationToken,
 }
 
 impl Admitter {
-    /// An admitter that lives until `stop`. The pool is the control pool.
+    /// An admitter that lives until `stop`. The pool is the control pool. Its passes take no more than half of the pool's
+    /// connections: while one of them waits for a lock, as when an operator's change waits for somebody who stands still,
+    /// heartbeats and the ends of runs go on.
     #[must_use]
     pub fn new(pool: PgPool, hints: Hints, stop: CancellationToken) -> Self {
+        let most = pool.options().get_max_connections() / 2;
         Self {
             inner: Arc::new(Inner {
+                passes: Semaphore::new(most.max(1) as usize),
                 pool,
                 hints,
                 queues: Mutex::default(),
@@ -163,7 +169,12 @@ async fn admit_when_poked(inner: Arc<Inner>, queue: String, wake: Arc<Notify>) {
             () = wake.notified() => {}
         }
         while !inner.direct().contains(&queue) {
-            match admit(&inner.pool, &queue).await {
+            let Ok(turn) = inner.passes.acquire().await else {
+                return;
+            };
+            let pass = admit(&inner.pool, &queue).await;
+            drop(turn);
+            match pass {
                 Ok(pass) => {
                     let more = pass.more;
                     inner.note_limited(&queue, pass.limited);
