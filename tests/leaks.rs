@@ -207,6 +207,30 @@ async fn what_nobody_wants_is_removed_after_ten_minutes_and_what_is_not_ours_nev
 }
 
 #[tokio::test]
+async fn what_runs_for_a_failed_workspace_that_never_knew_of_it_is_removed() {
+    needs_docker!();
+    let app = with_leaks_only().await;
+    let (unknown, known) = (up(&app, "unknown").await, up(&app, "known").await);
+    let container = app.engine().containers_of(&unknown).await[0].id.clone();
+    for id in [&unknown, &known] {
+        app.write_status_directly(id, "failed").await;
+    }
+    sqlx::query("UPDATE workspaces SET container_id = NULL WHERE id = $1::uuid")
+        .bind(&unknown)
+        .execute(app.pool())
+        .await
+        .unwrap();
+    run(&app, "leaks").await;
+    assert_eq!(leaks(&app).await.len(), 1, "what is on record is kept");
+    assert_eq!(leak_of(&app, &container).await["state"], "suspected");
+    app.advance(GRACE).await;
+    run(&app, "leaks").await;
+    until_leak(&app, &container, "removed").await;
+    assert!(app.engine().containers_of(&unknown).await.is_empty());
+    assert_eq!(app.engine().containers_of(&known).await.len(), 1);
+}
+
+#[tokio::test]
 async fn what_an_operator_keeps_stays_until_its_removal_is_asked_for() {
     needs_docker!();
     let app = with_leaks_only().await;

@@ -328,6 +328,8 @@ pub struct Marked {
     pub generation: Option<i64>,
     /// It is the volume of a workspace's work, which nothing can make again.
     pub is_work: bool,
+    /// It is a container that runs.
+    pub is_running: bool,
 }
 
 /// What can carry labels.

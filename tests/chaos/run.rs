@@ -117,7 +117,7 @@ pub(crate) async fn chaos(seed: u64, length: Duration, scene: Scene) {
     }
     let mut wrong = Vec::new();
     if let Some(engine) = &arena.engine {
-        wrong.extend(unsound_workspaces(&pool, engine, &workspaces).await);
+        wrong.extend(unsound_workspaces(&pool, engine, &api, &workspaces).await);
     } else {
         wrong.extend(wrong_workspaces(&pool, &workspaces).await);
     }

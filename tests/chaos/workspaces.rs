@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use longshore_base::brand::{LABEL_INSTALLATION, LABEL_WORKSPACE};
+use longshore_tests::Caller;
+use serde_json::json;
 use sqlx::PgPool;
 
 use crate::engine::{OwnEngine, label};
@@ -43,20 +45,31 @@ struct Row {
     status: String,
     reason: String,
     container: Option<String>,
+    is_leak: bool,
 }
 
-/// Each is online, with one container that runs, or offline, with one that does not, or failed, and says why; and no
-/// container is there without a row.
+/// How often the engine is compared with the rows.
+const LEAKS_EVERY: Duration = Duration::from_secs(15);
+
+/// Each is online, with one container that runs, or offline, with one that does not, or failed, and says why, and what
+/// runs for it nevertheless is known as a leak; and no container is there without a row.
 pub(crate) async fn unsound_workspaces(
     pool: &PgPool,
     engine: &OwnEngine,
+    api: &Caller,
     made: &[Made],
 ) -> Vec<String> {
     let began = Instant::now();
+    let mut compared: Option<Instant> = None;
     loop {
         let wrong = look(pool, engine, made).await;
         if wrong.is_empty() || began.elapsed() > COMES_TO_REST {
             return wrong;
+        }
+        if compared.is_none_or(|at| at.elapsed() > LEAKS_EVERY) {
+            let asked = api.post("/reconcilers/leaks/run", &json!({})).await;
+            asked.expect(202);
+            compared = Some(Instant::now());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -65,7 +78,9 @@ pub(crate) async fn unsound_workspaces(
 async fn look(pool: &PgPool, engine: &OwnEngine, made: &[Made]) -> Vec<String> {
     let mut wrong = Vec::new();
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id::text, status::text, last_sample_error AS reason, container_id AS container FROM workspaces",
+        "SELECT id::text, status::text, last_sample_error AS reason, container_id AS container,
+             EXISTS (SELECT FROM leaks WHERE workspace_id = workspaces.id AND resource = 'container' AND resolved_at IS NULL) AS is_leak
+         FROM workspaces",
     )
     .fetch_all(pool)
     .await
@@ -109,7 +124,7 @@ async fn look(pool: &PgPool, engine: &OwnEngine, made: &[Made]) -> Vec<String> {
             // An engine that was killed does not start again what ran.
             "offline" => is_own && runs == 0,
             // What was made when the engine went stays, stopped, for the next attempt or the delete.
-            "failed" => own.len() <= 1 && runs == 0 && !row.reason.is_empty(),
+            "failed" => own.len() <= 1 && (runs == 0 || row.is_leak) && !row.reason.is_empty(),
             _ => false,
         };
         if !is_sound {

@@ -1,6 +1,6 @@
 //! All that carries our labels, and removing one such thing by its id (spec: operations §5, jobs §12).
 
-use bollard::models::{ContainerSummary, Volume};
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, Volume};
 use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListVolumesOptions, RemoveVolumeOptionsBuilder,
 };
@@ -23,10 +23,11 @@ impl Docker {
         let mark = self.mark(engine);
         let mut inventory = Inventory::default();
         for container in containers {
-            inventory.sort(mark, of_container(container));
+            let is_running = container.state == Some(ContainerSummaryStateEnum::RUNNING);
+            inventory.sort(mark, of_container(container), is_running);
         }
         for volume in volumes.volumes.unwrap_or_default() {
-            inventory.sort(mark, of_volume(volume));
+            inventory.sort(mark, of_volume(volume), false);
         }
         Ok(inventory)
     }
@@ -107,7 +108,12 @@ fn of_volume(volume: Volume) -> (MarkedKind, String, String, Labels) {
 }
 
 impl Inventory {
-    fn sort(&mut self, mark: Mark<'_>, listed: (MarkedKind, String, String, Labels)) {
+    fn sort(
+        &mut self,
+        mark: Mark<'_>,
+        listed: (MarkedKind, String, String, Labels),
+        is_running: bool,
+    ) {
         let (kind, id, name, labels) = listed;
         if !mark.is_on(&labels) {
             self.strangers += usize::from(name.starts_with(START));
@@ -121,6 +127,7 @@ impl Inventory {
             name,
             workspace_id,
             generation: generation(&labels),
+            is_running,
         });
     }
 }

@@ -1,7 +1,9 @@
 //! Whether a workspace wants what runs or lies there in its name: plain decisions over its row.
 //!
 //! Only what is certain is unwanted. What a row neither wants nor disowns is left alone: a failed workspace keeps its
-//! container for those who look why, and one that is being stopped has somebody who stops it.
+//! container for those who look why, and one that is being stopped has somebody who stops it. What runs for a failed
+//! workspace whose row names no container is nobody's: its start was given up before it was on record, so no agent in it
+//! can come in any more.
 
 use longshore_base::WorkspaceId;
 use sqlx::PgConnection;
@@ -21,6 +23,8 @@ pub struct Claim {
     pub generation: i64,
     /// The engine it is on, if it is on one.
     pub engine_id: Option<String>,
+    /// Its container is on record.
+    pub has_container: bool,
     /// Its instance, if it has one.
     pub instance_id: Option<String>,
     /// It runs on a machine the platform does not control: nothing of it is ever swept.
@@ -36,6 +40,8 @@ pub enum Thing<'a> {
         is_named: bool,
         /// The (re)provision that made it; none for what never was to run an agent.
         generation: Option<i64>,
+        /// It runs.
+        is_running: bool,
         /// The engine it is on.
         engine_id: &'a str,
     },
@@ -67,6 +73,7 @@ const REMOVED: &str = "its workspace is removed";
 const STOPPED: &str = "its workspace is stopped";
 const MOVED: &str = "its workspace has moved to another engine";
 const PROBE: &str = "it was made to look into a volume, and left behind";
+const UNRECORDED: &str = "its workspace failed before it was on record";
 const UNNAMED: &str = "no workspace names it";
 
 impl Thing<'_> {
@@ -77,8 +84,9 @@ impl Thing<'_> {
             Self::Container {
                 is_named,
                 generation,
+                is_running,
                 engine_id,
-            } => container(is_named, generation, engine_id, claim),
+            } => container(is_named, generation, is_running, engine_id, claim),
             Self::Volume { is_work } => match claim.map(|claim| claim.status) {
                 None => Wanted::No(NO_ROW),
                 // What was removed may be wanted back; only a purge takes the work.
@@ -96,6 +104,7 @@ impl Thing<'_> {
 fn container(
     is_named: bool,
     generation: Option<i64>,
+    is_running: bool,
     engine_id: &str,
     claim: Option<&Claim>,
 ) -> Wanted {
@@ -107,6 +116,13 @@ fn container(
     }
     if generation.is_none() && !is_named {
         return Wanted::No(PROBE);
+    }
+    if is_running
+        && claim.status == WorkspaceStatus::Failed
+        && !claim.has_container
+        && !claim.is_external
+    {
+        return Wanted::No(UNRECORDED);
     }
     match runs(claim) {
         Wanted::Yes if claim.engine_id.as_deref().is_some_and(|on| on != engine_id) => {
@@ -148,7 +164,7 @@ pub async fn list_claims(
     Ok(sqlx::query_as!(
         Claim,
         r#"SELECT id AS "id: WorkspaceId", status AS "status: WorkspaceStatus", provision_generation AS generation, engine_id,
-                  nullif(instance_id, '') AS instance_id, runtime = $2 AS "is_external!"
+                  container_id IS NOT NULL AS "has_container!", nullif(instance_id, '') AS instance_id, runtime = $2 AS "is_external!"
            FROM workspaces WHERE id = ANY (ARRAY(SELECT unnest($1::uuid[])))"#,
         &ids,
         EXTERNAL,
@@ -200,6 +216,7 @@ mod tests {
             status,
             generation: 7,
             engine_id: Some("here".into()),
+            has_container: true,
             instance_id: Some("i-1".into()),
             is_external: false,
         }
@@ -209,6 +226,7 @@ mod tests {
         Thing::Container {
             is_named: true,
             generation: Some(generation),
+            is_running: true,
             engine_id: "here",
         }
     }
@@ -249,6 +267,7 @@ mod tests {
         let other_name = |generation| Thing::Container {
             is_named: false,
             generation,
+            is_running: true,
             engine_id: "here",
         };
         assert_eq!(other_name(Some(7)).wanted(Some(&online)), Wanted::Unsure);
@@ -258,6 +277,30 @@ mod tests {
             ..online
         };
         assert_eq!(named(7).wanted(Some(&outside)), Wanted::Unsure);
+    }
+
+    #[test]
+    fn what_runs_for_a_failed_workspace_that_never_knew_of_it_is_nobodys() {
+        let known = claim(WorkspaceStatus::Failed);
+        let unknown = Claim {
+            has_container: false,
+            ..known.clone()
+        };
+        let stopped = Thing::Container {
+            is_named: true,
+            generation: Some(7),
+            is_running: false,
+            engine_id: "here",
+        };
+        assert_eq!(named(7).wanted(Some(&unknown)), Wanted::No(UNRECORDED));
+        assert_eq!(named(8).wanted(Some(&unknown)), Wanted::Unsure);
+        assert_eq!(named(7).wanted(Some(&known)), Wanted::Unsure);
+        assert_eq!(stopped.wanted(Some(&unknown)), Wanted::Unsure);
+        let coming = Claim {
+            status: WorkspaceStatus::Provisioning,
+            ..unknown
+        };
+        assert_eq!(named(7).wanted(Some(&coming)), Wanted::Yes);
     }
 
     #[test]

@@ -101,6 +101,7 @@ pub fn thing<'a>(marked: &Marked, engine_id: &'a str) -> Thing<'a> {
                 .workspace_id
                 .is_some_and(|id| id.container_name() == marked.name),
             generation: marked.generation,
+            is_running: marked.is_running,
             engine_id,
         },
     }
