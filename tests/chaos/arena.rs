@@ -86,6 +86,8 @@ struct Place {
     process: Option<Process>,
     /// The signal it was sent, if it was to end it.
     sent: Option<Signal>,
+    /// It was asked to leave; a SIGKILL after that may come when it has gone.
+    is_leaving: bool,
     start_at: Instant,
     log: PathBuf,
     postgres: Proxy,
@@ -163,6 +165,7 @@ impl Arena {
             name,
             process: None,
             sent: None,
+            is_leaving: false,
             start_at: Instant::now(),
             log: PathBuf::new(),
             postgres: Proxy::to(postgres.socket()).await,
@@ -283,6 +286,7 @@ impl Arena {
         let pid = process.pid();
         place.process = Some(process);
         place.sent = None;
+        place.is_leaving = false;
         place.log = directory.join(format!("{name}.log"));
         if place.is_cut_from_postgres {
             self.account.excused.insert(pid);
@@ -298,6 +302,7 @@ impl Arena {
         };
         place.start_at = Instant::now() + AWAY;
         let (sent, name, pid) = (place.sent.take(), place.name.clone(), process.pid());
+        let is_leaving = place.is_leaving;
         let log = std::fs::read_to_string(&place.log).unwrap_or_default();
         let had_started = has_started(&log);
         let is_explained = match (status.signal(), status.code()) {
@@ -311,9 +316,9 @@ impl Arena {
                 true
             }
             (Some(signal), _) => sent.is_some_and(|sent| sent as i32 == signal),
-            (None, Some(0)) => sent == Some(Signal::SIGTERM),
+            (None, Some(0)) => is_leaving,
             // A second SIGTERM while it leaves ends it at once.
-            (None, _) if log.contains("\"ending now\"") => sent == Some(Signal::SIGTERM),
+            (None, _) if log.contains("\"ending now\"") => is_leaving,
             // Nothing is there to be connected to; it says so, and is started again.
             (None, _) => !had_started,
         };
@@ -421,7 +426,10 @@ impl Arena {
         let pid = process.pid();
         match signal {
             Signal::SIGKILL => place.sent = Some(signal),
-            Signal::SIGTERM if place.sent.is_none() => place.sent = Some(signal),
+            Signal::SIGTERM => {
+                place.sent.get_or_insert(signal);
+                place.is_leaving = true;
+            }
             _ => {}
         }
         if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
