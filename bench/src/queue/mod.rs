@@ -17,10 +17,12 @@ use stage::{Load, Measured, Stage};
 use systems::{Peer, Programs, System, Table};
 
 use crate::servers::{Servers, fsync_time};
-use crate::stats::ms;
+use crate::stats::{median, ms};
 
 /// The most jobs of a run that only asks how many processes are faster.
 const TRIAL: usize = 20_000;
+/// How often it is asked, each time with one process and with two.
+const TRIALS: usize = 3;
 
 #[derive(clap::Args)]
 pub(crate) struct QueueArguments {
@@ -54,7 +56,7 @@ pub(crate) struct QueueArguments {
     /// Jobs of a peer at the same time, over all its processes, where its documentation names no number of its own.
     #[arg(long, default_value_t = 512)]
     concurrency: usize,
-    /// Worker processes of each peer; by default one or two, whichever is faster in a trial.
+    /// Worker processes of each peer; by default one or two, whichever is faster in the median of a few trials.
     #[arg(long)]
     processes: Option<usize>,
     /// Keeps a transaction with a snapshot open in the database while it is measured.
@@ -143,7 +145,8 @@ async fn backlog_of(
     Ok(())
 }
 
-/// Takes one or two processes, whichever drains a small backlog faster. Ours uses all cores with one.
+/// Takes one or two processes, whichever drains a small backlog faster in the median of [`TRIALS`], taken in turns: the
+/// two are close to each other for some, and a single trial would choose by noise. Ours uses all cores with one.
 async fn choose_processes(
     arguments: &QueueArguments,
     servers: &mut Servers,
@@ -163,17 +166,19 @@ async fn choose_processes(
         idle_samples: 0,
         ..arguments.load(TRIAL.min(smallest.unwrap_or(TRIAL)))
     };
-    let mut rates = [0.0; 2];
-    for (at, rate) in rates.iter_mut().enumerate() {
-        system.processes = at + 1;
-        let Measured { run_rate, .. } =
-            Stage::measure(servers, system, &arguments.programs, load).await?;
-        *rate = run_rate;
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..TRIALS {
+        for (at, rates) in rates.iter_mut().enumerate() {
+            system.processes = at + 1;
+            let Measured { run_rate, .. } =
+                Stage::measure(servers, system, &arguments.programs, load).await?;
+            rates.push(run_rate);
+        }
     }
-    let [one, two] = rates;
+    let [one, two] = rates.map(|rates| median(&rates));
     system.processes = if two > one { 2 } else { 1 };
     println!(
-        "{}: {} of 1 or 2 processes ({one:.0} or {two:.0} jobs/s in a trial)",
+        "{}: {} of 1 or 2 processes ({one:.0} or {two:.0} jobs/s, medians of {TRIALS} trials)",
         system.name, system.processes
     );
     Ok(())
