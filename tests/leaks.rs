@@ -344,6 +344,39 @@ async fn an_instance_that_a_stopped_workspace_has_is_ended_and_one_that_is_gone_
     assert_eq!(running.as_slice(), std::slice::from_ref(instance));
 }
 
+#[tokio::test]
+async fn an_instance_that_does_not_run_yet_is_no_less_a_leak_until_its_stop_is_answered() {
+    needs_docker!();
+    let app = TestApp::build()
+        .control_plane(SIMULATION, &[])
+        .start()
+        .await;
+    for name in ["health", "liveness"] {
+        disable(&app, name).await;
+    }
+    let (id, _) = app.create("late", json!({})).await;
+    app.until_status(&id, "online", PATIENCE).await;
+    let instance = app.control_plane().instances(&id).await.remove(0);
+    wait_until("its instance to be on file", PATIENCE, || async {
+        match app.home_in_row(&id).await {
+            Some(home) if home == instance => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    app.write_status_directly(&id, "paused").await;
+    run(&app, "leaks").await;
+    assert_eq!(leak_of(&app, &instance).await["state"], "suspected");
+    let faults = json!({ "pending": 1.0 });
+    app.control_plane().set_faults(&faults).await;
+    run(&app, "leaks").await;
+    assert_eq!(leak_of(&app, &instance).await["state"], "suspected");
+    app.advance(GRACE).await;
+    run(&app, "leaks").await;
+    until_leak(&app, &instance, "removed").await;
+    assert!(app.control_plane().instances(&id).await.is_empty());
+}
+
 /// The containers and volumes of an installation.
 async fn things(app: &TestApp) -> (Vec<String>, Vec<String>) {
     let mut containers: Vec<_> = app

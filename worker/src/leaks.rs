@@ -159,6 +159,8 @@ impl Leaks {
             let seen_as = match tokio::time::timeout(LOOK_WITHIN, looked).await {
                 // Its stop, asked once more, says that it is over.
                 Ok(Err(error)) if error.is_unknown_instance() && called.contains(&id) => Some(true),
+                // So it does of what is known as a leak and does not run: it may be about to.
+                Ok(Ok(false)) if leak.is_some() => Some(true),
                 Ok(looked) => looked.ok(),
                 Err(_) => None,
             };
@@ -172,7 +174,7 @@ impl Leaks {
                     is_work: false,
                     known: leak,
                 }),
-                Some(false) => seen.gone.extend(leak.filter(|leak| !leak.kept)),
+                Some(false) => {}
                 None => doubtful += 1,
             }
         }

@@ -266,10 +266,7 @@ async fn remove_instance(
         Wanted::Unsure => return Ok(None),
         Wanted::No(_) => {}
     }
-    // A doubt is not an answer: then its stop has to say.
-    if let Ok(false) = backend.is_running(workspace_id, Some(id)).await {
-        return Ok(Some(Settled::Gone));
-    }
+    // Whether it runs is not asked: what does not may be about to. Only its stop says that it is over.
     let target = StopTarget {
         instance_id: Some(id.to_owned()),
         ..StopTarget::any_generation(workspace_id)

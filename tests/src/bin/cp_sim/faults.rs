@@ -14,6 +14,8 @@ pub(crate) struct Faults {
     pub(crate) stops: f64,
     /// Of the looks, answered 500.
     pub(crate) statuses: f64,
+    /// Of the looks, answered with the state of an instance that is still coming up.
+    pub(crate) pending: f64,
     /// Of the starts, done and answered with a body that breaks off.
     pub(crate) lost_starts: f64,
 }
@@ -29,6 +31,7 @@ impl Faults {
         share("starts", &mut self.starts);
         share("stops", &mut self.stops);
         share("statuses", &mut self.statuses);
+        share("pending", &mut self.pending);
         share("lost_starts", &mut self.lost_starts);
         if let Some(latency_ms) = body["latency_ms"].as_u64() {
             self.latency_ms = latency_ms;
@@ -39,7 +42,7 @@ impl Faults {
     pub(crate) fn shown(&self) -> Value {
         json!({
             "latency_ms": self.latency_ms, "starts": self.starts, "stops": self.stops,
-            "statuses": self.statuses, "lost_starts": self.lost_starts,
+            "statuses": self.statuses, "pending": self.pending, "lost_starts": self.lost_starts,
         })
     }
 }

@@ -237,8 +237,13 @@ async fn show_status(
         match simulation.container(&id.0, &instance) {
             None => error(StatusCode::NOT_FOUND, "no such instance"),
             Some(container) => {
-                let runs = simulation.instances.runs(&container).await;
-                let state = if runs { "running" } else { "stopped" };
+                let state = if happens(faults.pending) {
+                    "pending"
+                } else if simulation.instances.runs(&container).await {
+                    "running"
+                } else {
+                    "stopped"
+                };
                 json_of(StatusCode::OK, &json!({ "state": state }))
             }
         }
